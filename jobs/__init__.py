@@ -1,0 +1,1 @@
+"""One script a job: parse the options, call one function, say what was made."""

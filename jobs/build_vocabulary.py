@@ -1,0 +1,42 @@
+"""Make a gene vocabulary: from Geneformer's released dictionaries, or from the medians of a corpus of counts."""
+
+from pathlib import Path
+
+from pydantic import Field, model_validator
+
+from cellray import storage
+from cellray.data.medians import MedianConfig, build_vocabulary
+from cellray.vocabulary import import_official
+from jobs._run import run_job
+
+
+class BuildVocabularyConfig(MedianConfig):
+    """Make a gene vocabulary (gene ids, token ids, nonzero medians): give --source or --from-geneformer."""
+
+    output: str = Field(description="where vocabulary.json goes")
+    from_geneformer: Path | None = Field(
+        None, description="directory with Geneformer's token_dictionary*.pkl, gene_median_dictionary*.pkl, ..."
+    )
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "BuildVocabularyConfig":
+        if bool(self.source) == bool(self.from_geneformer):
+            raise ValueError("give either --source or --from-geneformer")
+        return self
+
+
+def main(config: BuildVocabularyConfig) -> str:
+    """Make the vocabulary and write it."""
+    if config.from_geneformer:
+        vocabulary = import_official(config.from_geneformer, config.input_size)
+    else:
+        vocabulary = build_vocabulary(config)
+    vocabulary.save(storage.absolute(config.output))
+    return (
+        f"wrote {config.output}: {len(vocabulary.genes):,} genes ({len(vocabulary.medians):,} with a median), "
+        f"ids: {vocabulary.id_type}, input size {vocabulary.input_size:,}, digest {vocabulary.digest[:12]}"
+    )
+
+
+if __name__ == "__main__":
+    run_job("build_vocabulary", BuildVocabularyConfig, main)

@@ -1,0 +1,139 @@
+"""Base of all job configurations: typed, frozen, unknown options refused.
+
+A job's options come, in falling order of weight, from the command line, from the environment (`CELLRAY_NAME`) and from
+a TOML file (`--config FILE.toml`). The same classes are ordinary pydantic models when used from Python.
+"""
+
+import argparse
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
+
+from cellray.errors import InputError, listing
+
+ENV_PREFIX = "CELLRAY_"
+
+
+class JobConfig(BaseModel):
+    """Options of a job; subclasses add fields with a description, a unit and a default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+ConfigT = TypeVar("ConfigT", bound=JobConfig)
+
+
+class _Settings(BaseSettings):
+    """Where values come from; mixed with a job's own class by `parse_config`."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        env_prefix=ENV_PREFIX,
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+        cli_exit_on_error=False,
+        cli_enforce_required=False,
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Put the command line (which pydantic-settings adds in front) over the environment over the TOML file."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+
+def parse_config(config_class: type[ConfigT], argv: Sequence[str], program: str) -> ConfigT:
+    """Read a job's options from the command line, the environment and a TOML file.
+
+    Parameters
+    ----------
+    config_class
+        The job's configuration class.
+    argv
+        Command line without the program's name.
+    program
+        Name shown by `--help`, which prints every option with its default and leaves with status 0.
+
+    Raises
+    ------
+    InputError
+        An unknown option, a missing one or a value of the wrong type or range.
+    """
+    pre = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    pre.add_argument("--config", type=Path)
+    known, rest = pre.parse_known_args(argv)
+    _check_toml(known.config)
+    settings_class: Any = type(
+        config_class.__name__,
+        (_Settings, config_class),
+        {
+            "__module__": __name__,
+            "__doc__": f"{config_class.__doc__}\n\n--config FILE.toml reads options from a file; the environment"
+            f" ({ENV_PREFIX}OPTION_NAME) and the command line outweigh it.",
+            "model_config": SettingsConfigDict(toml_file=known.config),
+        },
+    )
+    try:
+        settings = settings_class(_cli_parse_args=rest, _cli_prog_name=program)
+    except ValidationError as error:
+        raise _explain(error, config_class, program) from None
+    except SettingsError as error:
+        raise InputError(program, "every option must be known and well formed", str(error), _help(program)) from None
+    return config_class(**settings.model_dump())
+
+
+def _check_toml(path: Path | None) -> None:
+    """Refuse a configuration file that is missing or is not TOML."""
+    if path is None:
+        return
+    try:
+        tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise InputError(str(path), "--config names a TOML file", "no such file", "Check the path.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise InputError(str(path), "--config names a TOML file", str(error), "Correct the file.") from None
+
+
+def _explain(error: ValidationError, config_class: type[JobConfig], program: str) -> InputError:
+    """Turn pydantic's report into one line that names the options as they are typed."""
+    options = [_option(name) for name in config_class.model_fields]
+    found = []
+    for problem in error.errors():
+        option = _option(str(problem["loc"][0])) if problem["loc"] else "options"
+        match problem["type"]:
+            case "missing":
+                found.append(f"{option} is missing")
+            case "extra_forbidden":
+                found.append(f"{option} is not an option of this job (options: {listing(options, limit=99)})")
+            case "value_error" if not problem["loc"]:
+                found.append(str(problem["ctx"]["error"]))
+            case _:
+                found.append(f"{option} {problem['input']!r}: {problem['msg']}")
+    return InputError(program, "every option must be known and valid", "; ".join(found), _help(program))
+
+
+def _option(field: str) -> str:
+    return "--" + field.replace("_", "-")
+
+
+def _help(program: str) -> str:
+    return f"See {program} --help."

@@ -1,0 +1,1 @@
+"""Counts in, token corpora out: sources, checks, gene ids, medians, tokenization, corpora."""

@@ -1,0 +1,54 @@
+"""What obs says of the cells of a row range: which pass the filter, what their total counts are."""
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from cellray.data.source import CountSource
+from cellray.errors import InputError
+from cellray.schema import FILTER_PASS
+
+
+def filter_pass(source: CountSource, start: int, stop: int) -> NDArray[np.bool_]:
+    """Return which cells obs column `filter_pass` lets through: those with 1, or all where there is no such column.
+
+    Raises
+    ------
+    InputError
+        The column holds anything but numbers or flags.
+    """
+    if FILTER_PASS not in source.obs_kinds():
+        return np.ones(stop - start, bool)
+    return np.asarray(_numbers(source, FILTER_PASS, start, stop) == 1)
+
+
+def total_counts(
+    source: CountSource, column: str | None, start: int, stop: int, sums: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return each cell's total count: an obs column if one is named, else the row sums.
+
+    Raises
+    ------
+    InputError
+        The column holds anything but positive numbers.
+    """
+    if column is None:
+        return sums
+    totals = _numbers(source, column, start, stop)
+    if not np.all(totals > 0):
+        raise InputError(
+            source.uri, f"obs column {column!r} must hold positive totals", f"{totals.min()}", "Correct --n-counts-column."
+        )
+    return totals
+
+
+def _numbers(source: CountSource, column: str, start: int, stop: int) -> NDArray[np.float64]:
+    """Read an obs column as numbers; missing values are 0."""
+    values = source.obs(column, start, stop)
+    try:
+        numbers = values.cast(pa.float64()).fill_null(0)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        raise InputError(
+            source.uri, f"obs column {column!r} must hold numbers", f"{values.type} values", "Recode or rename the column."
+        ) from None
+    return np.asarray(numbers.to_numpy(zero_copy_only=False), np.float64)

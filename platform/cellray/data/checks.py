@@ -1,0 +1,116 @@
+"""Checks of a block of counts: is its structure sound, are these raw counts, what is each cell's total.
+
+Works on one block; which file it came from is only named in messages.
+"""
+
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from cellray.data.source import CountBlock, CountSource
+from cellray.errors import InputError, listing
+
+_MAX_COUNT = float(1 << 53)  # float64 holds whole numbers exactly up to here
+
+
+@dataclass(frozen=True)
+class BlockTotals:
+    """What one pass over a block finds.
+
+    Attributes
+    ----------
+    n_counts
+        Sum of each cell's counts over all columns, float64, shape (cells,).
+    canonical
+        Whether in every row the columns ascend strictly: sorted, none twice.
+    """
+
+    n_counts: NDArray[np.float64]
+    canonical: bool
+
+
+def check_block(block: CountBlock, source: CountSource) -> BlockTotals:
+    """Check that a block is sound CSR and holds raw counts; return the cells' totals.
+
+    Raises
+    ------
+    InputError
+        Column indices out of range; NaN, infinite, negative or fractional values.
+    """
+    if len(block.columns) and not (0 <= block.columns.min() and block.columns.max() < block.n_columns):
+        raise InputError(
+            source.uri,
+            f"column indices of {source.matrix} must lie in 0..{block.n_columns - 1}",
+            f"{block.columns.min()}..{block.columns.max()} in rows {block.start}-{block.start + block.n_cells}",
+            "The file is damaged: write it again with anndata.",
+        )
+    totals, canonical, not_finite, negative, fractional, example = _scan(block.counts, block.columns, block.indptr)
+    if not_finite or negative or fractional:
+        _refuse(block, source, not_finite, negative, fractional, example)
+    return BlockTotals(totals, canonical)
+
+
+def _refuse(  # noqa: PLR0917
+    block: CountBlock, source: CountSource, not_finite: int, negative: int, fractional: int, example: float
+) -> None:
+    """Raise the error for values that are not raw counts."""
+    kinds = {"NaN or infinite": not_finite, "negative": negative, "fractional": fractional}
+    share = ", ".join(f"{n / block.counts.size:.1%} {kind}" for kind, n in kinds.items() if n)
+    if negative:
+        looks = "looks scaled"
+    elif fractional:
+        looks = "looks log-normalised" if float(block.counts.max()) < 30 else "looks normalised"
+    else:
+        looks = "looks damaged"
+    others = [name for name in source.matrices() if name != source.matrix]
+    raise InputError(
+        source.uri,
+        f"{source.matrix} must hold raw counts (whole numbers >= 0)",
+        f"{share} of the values in rows {block.start}-{block.start + block.n_cells}, as {example:.6g}: {looks}",
+        f"Choose another matrix with --matrix ({listing(others)})." if others else "Use the file with the raw counts.",
+    )
+
+
+@numba.njit(cache=True, nogil=True)
+def _scan(counts, columns, indptr):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """Sum rows, look whether columns ascend, count values that are no counts and keep the first of them."""
+    n_cells = indptr.size - 1
+    totals = np.zeros(n_cells, np.float64)
+    canonical = True
+    not_finite, negative, fractional, example = 0, 0, 0, 0.0
+    for i in range(n_cells):
+        total = 0.0
+        for j in range(indptr[i], indptr[i + 1]):
+            value = np.float64(counts[j])
+            total += value
+            canonical &= j == indptr[i] or columns[j - 1] < columns[j]
+            if not (0.0 <= value <= _MAX_COUNT and value == np.floor(value)):
+                if not_finite + negative + fractional == 0:
+                    example = value
+                if not np.isfinite(value) or value > _MAX_COUNT:
+                    not_finite += 1
+                elif value < 0:
+                    negative += 1
+                else:
+                    fractional += 1
+        totals[i] = total
+    return totals, canonical, not_finite, negative, fractional, example
+
+
+def sum_duplicates(block: CountBlock, target_of_column: NDArray[np.int32], n_targets: int) -> CountBlock:
+    """Map columns to targets (below zero: leave out), sum what falls together and sort each row.
+
+    Needed where several columns are one gene, or where a file stores a row's columns unsorted or twice.
+    """
+    target = target_of_column[block.columns]
+    kept = target >= 0
+    kept_before = np.concatenate([[0], np.cumsum(kept)])
+    matrix = sparse.csr_matrix(
+        (block.counts[kept].astype(np.float64), target[kept], kept_before[block.indptr]),
+        shape=(block.n_cells, n_targets),
+    )
+    matrix.sum_duplicates()
+    return CountBlock(matrix.data, matrix.indices, matrix.indptr, n_targets, block.start)

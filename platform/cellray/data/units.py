@@ -1,0 +1,276 @@
+"""Runs a stage over units of work, each of which publishes one parquet part exactly once.
+
+A unit's key is a digest of everything that decides its part's content, and the part is named by it. So a rerun after
+any interruption finds the finished parts and does the rest, and how many workers there were cannot be seen in the
+bytes. Knows nothing of cells or models: a stage gives the units and a worker that writes one unit's tables.
+"""
+
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cellray import storage
+from cellray.errors import InputError
+from cellray.schema import MANIFEST, PARTS, Manifest, PartRecord
+
+logger = logging.getLogger(__name__)
+
+_METADATA = b"cellray"
+_LOG_EVERY_S = 5.0
+_CHECKS_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One piece of work.
+
+    Attributes
+    ----------
+    key
+        Digest of everything that decides the part's content.
+    uri, version
+        What is read, and which version of it.
+    source
+        Index of `uri` in the stage's list of inputs.
+    start, stop
+        Row range of `uri`.
+    """
+
+    key: str
+    uri: str
+    version: str
+    source: int
+    start: int
+    stop: int
+
+    @property
+    def path(self) -> str:
+        """Path of the part below the artefact's directory."""
+        return f"{PARTS}/{self.key[:32]}.parquet"
+
+
+class PartWriter:
+    """Receives the tables of one part, one row group each, and counts of what happened on the way."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._writer = pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True)
+        self.rows = 0
+        self.counts: Counter[str] = Counter()
+
+    def write(self, table: pa.Table) -> None:
+        """Append a table as one row group."""
+        self._writer.write_table(table, row_group_size=max(1, table.num_rows))
+        self.rows += table.num_rows
+
+    def close(self, key: str) -> None:
+        """Finish the file; the counts travel in its metadata, so that a rerun needs nothing else."""
+        self._writer.add_key_value_metadata({_METADATA: json.dumps({"key": key, "counts": dict(self.counts)})})
+        self._writer.close()
+
+
+Worker = Callable[[Unit, Callable[[pa.Schema], PartWriter]], None]
+"""Does one unit: opens the part with its schema and writes tables to it."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """How much of a cluster a stage takes.
+
+    Attributes
+    ----------
+    concurrency
+        Tasks or actors at the same time: a number, or (min, max) for actors; None lets Ray choose (tasks only).
+    num_cpus, num_gpus
+        Of each task or actor.
+    """
+
+    concurrency: int | tuple[int, int] | None = None
+    num_cpus: float = 1
+    num_gpus: float = 0
+
+
+class _UnitActor:
+    """Holds a worker, made once, and does units with it."""
+
+    def __init__(self, make_worker: Callable[[], Worker], output: str) -> None:
+        self._worker, self._output = make_worker(), output
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        return _do(row, self._worker, self._output)
+
+
+def _do(row: dict[str, Any], worker: Worker, output: str) -> dict[str, Any]:
+    record = make_part(Unit(**json.loads(row["unit"])), worker, output)
+    return {"record": record.model_dump_json()}
+
+
+def make_part(unit: Unit, worker: Worker, output: str) -> PartRecord:
+    """Do one unit and publish its part in one step."""
+    with storage.atomic_file(storage.join(output, unit.path)) as path:
+        writers: list[PartWriter] = []
+
+        def open_part(schema: pa.Schema) -> PartWriter:
+            writers.append(PartWriter(path, schema))
+            return writers[0]
+
+        worker(unit, open_part)
+        (writer,) = writers
+        writer.close(unit.key)
+        sha256 = storage.sha256_file(str(path))
+    return _record(unit, writer.rows, sha256, dict(writer.counts))
+
+
+def find_part(unit: Unit, output: str) -> PartRecord | None:
+    """Return the record of a unit's part if an earlier run published it."""
+    uri = storage.join(output, unit.path)
+    if not storage.exists(uri):
+        return None
+    fs, path = storage.filesystem(uri)
+    with fs.open(path, "rb") as file:
+        metadata = pq.read_metadata(file)
+    stored = json.loads((metadata.metadata or {}).get(_METADATA, b"{}"))
+    if stored.get("key") != unit.key:
+        return None
+    return _record(unit, metadata.num_rows, storage.sha256_file(uri), stored["counts"])
+
+
+def _record(unit: Unit, rows: int, sha256: str, counts: dict[str, int]) -> PartRecord:
+    return PartRecord(
+        path=unit.path,
+        rows=rows,
+        sha256=sha256,
+        source=unit.source,
+        start=unit.start,
+        stop=unit.stop,
+        counts=dict(sorted(counts.items())),
+    )
+
+
+def run_units(
+    stage: str, output: str, units: Sequence[Unit], make_worker: Callable[[], Worker], pool: Pool, *, actors: bool
+) -> tuple[PartRecord, ...]:
+    """Do all units on Ray Data and return their parts' records in the units' order.
+
+    Parameters
+    ----------
+    stage
+        Name for the log.
+    output
+        The artefact's directory.
+    units
+        The work; parts that are there already are kept.
+    make_worker
+        Makes a worker: once an actor, or once a task.
+    pool
+        Resources.
+    actors
+        Whether workers are worth keeping (models) or cheap to make (tokenization).
+    """
+    with ThreadPoolExecutor(_CHECKS_AT_ONCE) as threads:
+        found = list(threads.map(lambda unit: find_part(unit, output), units))
+    records = {record.path: record for record in found if record is not None}
+    todo = [unit for unit in units if unit.path not in records]
+    if records:
+        logger.info("%s: %d of %d parts are there from an earlier run", stage, len(records), len(units))
+    if todo:
+        progress = _Progress(stage, sum(unit.stop - unit.start for unit in todo))
+        for row in _dataset(output, todo, make_worker, pool, actors=actors).iter_rows():
+            record = PartRecord.model_validate_json(row["record"])
+            records[record.path] = record
+            progress.add(record.stop - record.start)
+    return tuple(records[unit.path] for unit in units)
+
+
+def _dataset(output: str, todo: Sequence[Unit], make_worker: Callable[[], Worker], pool: Pool, *, actors: bool) -> Any:  # noqa: ANN401
+    """Return the lazy Ray dataset that does the units, one task each."""
+    import ray
+    from ray.data import ActorPoolStrategy, TaskPoolStrategy
+
+    rows = [{"unit": json.dumps(asdict(unit))} for unit in todo]
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+    resources = {"num_cpus": pool.num_cpus, "num_gpus": pool.num_gpus or None}
+    if not actors:
+        size = pool.concurrency if isinstance(pool.concurrency, int) else None
+        return dataset.map(
+            lambda row: _do(row, make_worker(), output), compute=TaskPoolStrategy(size), **resources
+        )
+    low, high = pool.concurrency if isinstance(pool.concurrency, tuple) else (pool.concurrency or 1,) * 2
+    return dataset.map(
+        _UnitActor,
+        fn_constructor_args=(make_worker, output),
+        compute=ActorPoolStrategy(min_size=min(low, len(rows)), max_size=min(high, len(rows))),
+        **resources,
+    )
+
+
+class _Progress:
+    """Logs cells done, rate and time left, every few seconds."""
+
+    def __init__(self, stage: str, total: int) -> None:
+        self._stage, self._total, self._done = stage, total, 0
+        self._began = self._logged = time.monotonic()
+
+    def add(self, cells: int) -> None:
+        self._done += cells
+        now = time.monotonic()
+        if now - self._logged < _LOG_EVERY_S and self._done < self._total:
+            return
+        self._logged = now
+        rate = self._done / max(now - self._began, 1e-9)
+        logger.info(
+            "%s: %s of %s cells, %s cells/s, %.0f s left",
+            self._stage,
+            f"{self._done:,}",
+            f"{self._total:,}",
+            f"{rate:,.0f}",
+            (self._total - self._done) / rate,
+        )
+
+
+def finished(output: str, request: str, manifest_class: type[Manifest]) -> Manifest | None:
+    """Return the manifest at an output if this very request was completed before.
+
+    Raises
+    ------
+    InputError
+        The output holds another artefact, or the result of another request.
+    """
+    if not storage.exists(storage.join(output, MANIFEST)):
+        return None
+    fix = "Choose another --output, or delete this one."
+    try:
+        manifest = manifest_class.load(output)
+    except InputError as error:
+        raise InputError(output, "the output must be empty or hold this very result", error.found, fix) from None
+    if manifest.request != request:
+        raise InputError(
+            output,
+            "the output must be empty or hold this very result",
+            f"another {manifest_class.model_fields['artefact'].default} (other input, options or vocabulary)",
+            fix,
+        )
+    return manifest
+
+
+def publish_manifest(output: str, manifest: Manifest) -> None:
+    """Publish the manifest, once.
+
+    Raises
+    ------
+    InputError
+        Another run published a different one meanwhile.
+    """
+    try:
+        storage.publish_once(storage.join(output, MANIFEST), manifest.to_json())
+    except FileExistsError:
+        finished(output, manifest.request, type(manifest))
+        logger.info("another run of the same request finished first; its result is this one")

@@ -1,0 +1,35 @@
+"""The one error that bad input gets."""
+
+from collections.abc import Iterable
+
+
+
+class InputError(ValueError):
+    """Input that breaks a rule; the message says where, which rule, what was found and what to do.
+
+    Parameters
+    ----------
+    subject
+        File, option or object at fault.
+    rule
+        What must hold.
+    found
+        What was found instead.
+    fix
+        What the user can do about it.
+    """
+
+    def __init__(self, subject: str, rule: str, found: str, fix: str) -> None:
+        super().__init__(subject, rule, found, fix)  # all arguments: the error must survive pickling between processes
+        self.subject, self.rule, self.found, self.fix = subject, rule, found, fix
+
+    def __str__(self) -> str:
+        return f"{self.subject}: {self.rule}; found {self.found}. {self.fix}"
+
+
+def listing(names: Iterable[object], limit: int = 8) -> str:
+    """Render names for an error message: sorted, quoted, cut after `limit`."""
+    quoted = [repr(str(name)) for name in sorted(map(str, names))]
+    if not quoted:
+        return "none"
+    return ", ".join(quoted[:limit]) + (f" and {len(quoted) - limit} more" if len(quoted) > limit else "")

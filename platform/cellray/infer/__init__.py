@@ -1,0 +1,1 @@
+"""Inference on Ray Data: embeddings and what they are worth."""

@@ -1,0 +1,196 @@
+"""Embeddings of a token corpus on Ray Data: actors that hold the model, batches by length, one part a row range."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+
+from cellray import schema, storage
+from cellray.config import JobConfig
+from cellray.data.collate import TokenRows, token_budget_batches
+from cellray.data.corpus import Corpus, read_rows
+from cellray.data.session import ensure_ray, plain_errors
+from cellray.data.units import PartWriter, Pool, Unit, finished, publish_manifest, run_units
+from cellray.model.checkpoint import ModelDirectory
+from cellray.model.encoder import CellEncoder, load_encoder
+from cellray.model.pooling import CELL_POOLINGS, Pooling, check_pooling, is_gene_token
+from cellray.schema import EmbeddingManifest
+from cellray.vocabulary import GeneVocabulary
+
+logger = logging.getLogger(__name__)
+
+GENE = "gene"
+
+
+class EmbedConfig(JobConfig):
+    """Embed every cell of a token corpus."""
+
+    corpus: str = Field(description="token corpus, from jobs.tokenize_corpus")
+    model: str = Field(description="model directory: from jobs.pretrain, or an official Geneformer one")
+    output: str = Field(description="directory or s3:// URI of the embeddings (parquet)")
+    layer: int = Field(-1, le=0, description="hidden state: 0 = last, -1 = second to last, ...")
+    pooling: Pooling = Field("cell", description="cell = mean over genes, cls = the <cls> row, gene = a row for each gene")
+    h5ad: str | None = Field(None, description="also write an .h5ad here: obs of the sources, obsm['X_cellray']")
+    umap: str | None = Field(None, description="also draw the UMAP to this .png, coloured by --label")
+    label: str | None = Field(None, description="obs column that colours the UMAP; must be in the corpus")
+    token_budget: int = Field(16384, ge=1, description="tokens computed at once, padding included [tokens]")
+    cells_per_part: int = Field(2048, ge=1, description="most cells of a parquet part [cells]")
+    actors: tuple[int, int] = Field((1, 1), description="least and most model replicas, as 1,8")
+    cpus_per_actor: float = Field(1, gt=0, description="CPUs each replica reserves [CPUs]")
+    threads: int | None = Field(None, ge=1, description="torch threads of a replica on CPU, default: cpus-per-actor")
+    gpus_per_actor: float = Field(0, ge=0, description="GPUs each replica reserves; above 0 the model runs on CUDA [GPUs]")
+
+
+def embed_rows(
+    encoder: CellEncoder, rows: TokenRows, pooling: str, gene_v: torch.Tensor, token_budget: int
+) -> list[NDArray[np.float32]]:
+    """Embed token rows.
+
+    Parameters
+    ----------
+    encoder
+        The model's layers.
+    rows
+        Token rows in any order.
+    pooling
+        `cell` or `cls` (one vector a cell) or `gene` (one vector a gene token).
+    gene_v
+        Which token ids are genes, from `cellray.model.pooling.is_gene_token`, on the encoder's device.
+    token_budget
+        Tokens computed at once.
+
+    Returns
+    -------
+    list[NDArray[np.float32]]
+        For each row its embedding, shape (hidden,), or for `gene` (gene tokens, hidden), in the order of the tokens.
+    """
+    out: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(rows.lengths)
+    for chosen in token_budget_batches(rows.lengths, token_budget):
+        input_ids_nl = torch.from_numpy(rows.pad(chosen, encoder.pad_id)).to(gene_v.device)
+        gene_nl = gene_v[input_ids_nl]
+        with torch.inference_mode():
+            hidden_nld = encoder(input_ids_nl)
+            if pooling == GENE:
+                per_gene = hidden_nld[gene_nl].float().cpu().split(gene_nl.sum(1).tolist())
+                result = [tensor.numpy() for tensor in per_gene]
+            else:
+                result = list(CELL_POOLINGS[pooling](hidden_nld, gene_nl).cpu().numpy())
+        for index, embedding in zip(chosen, result, strict=True):
+            out[index] = embedding
+    return out
+
+
+@dataclass(frozen=True)
+class EmbedOptions:
+    """What a replica needs."""
+
+    model: str
+    vocabulary: GeneVocabulary
+    layer: int
+    pooling: str
+    token_budget: int
+    obs_columns: tuple[str, ...]
+    threads: int
+    gpu: bool
+
+
+class EmbedWorker:
+    """Holds a model and embeds one row range after the other."""
+
+    def __init__(self, options: EmbedOptions) -> None:
+        torch.set_num_threads(options.threads)
+        self._options = options
+        device = torch.device(torch.accelerator.current_accelerator() or "cpu") if options.gpu else torch.device("cpu")
+        self._encoder = load_encoder(ModelDirectory.open(options.model), options.layer, device)
+        self._gene_v = is_gene_token(options.vocabulary, device)
+        self._gene_names = options.vocabulary.gene_of_token
+
+    def __call__(self, unit: Unit, open_part: Callable[[pa.Schema], PartWriter]) -> None:
+        """Do one unit."""
+        options = self._options
+        columns = [schema.INPUT_IDS, schema.CELL_ID, schema.SOURCE_ROW, *options.obs_columns]
+        table = read_rows(unit.uri, unit.start, unit.stop, columns)
+        rows = TokenRows.from_arrow(table[schema.INPUT_IDS])
+        embeddings = embed_rows(self._encoder, rows, options.pooling, self._gene_v, options.token_budget)
+        obs = table.select(options.obs_columns)
+        per_gene = options.pooling == GENE
+        part_schema = schema.embedding_schema(self._encoder.width, obs.schema, per_gene=per_gene)
+        part = open_part(part_schema)
+        part.counts["tokens"] += len(rows.input_ids)
+        if not per_gene:
+            part.write(self._table(table, np.stack(embeddings), [], part_schema))
+            return
+        cell = np.repeat(np.arange(table.num_rows), [len(e) for e in embeddings])
+        tokens = rows.input_ids[self._gene_v.cpu().numpy()[rows.input_ids]]
+        names = pa.array([self._gene_names[int(token)] for token in tokens], pa.string())
+        part.write(self._table(table.take(pa.array(cell)), np.concatenate(embeddings), [names], part_schema))
+
+    def _table(
+        self, cells: pa.Table, embedding_nd: NDArray[np.float32], gene: list[pa.Array], part_schema: pa.Schema
+    ) -> pa.Table:
+        """Put embeddings beside what names them."""
+        flat = pa.array(np.ascontiguousarray(embedding_nd).reshape(-1))
+        vectors = pa.FixedSizeListArray.from_arrays(flat, self._encoder.width)
+        obs = [cells[name] for name in self._options.obs_columns]
+        return pa.table([cells[schema.CELL_ID], cells[schema.SOURCE_ROW], *gene, vectors, *obs], schema=part_schema)
+
+
+@plain_errors()
+def embed_cells(config: EmbedConfig) -> EmbeddingManifest:
+    """Embed a corpus and publish the embeddings with their manifest.
+
+    A finished result of the same request is returned as it is; after an interruption only the missing parts are made.
+
+    Raises
+    ------
+    InputError
+        Corpus or model are unfinished or do not fit together, or the output holds something else.
+    """
+    corpus = Corpus.open(config.corpus)
+    model = ModelDirectory.open(config.model)
+    check_pooling(config.pooling, corpus.vocabulary)
+    model.require_vocabulary(corpus.vocabulary, f"corpus {corpus.uri}", corpus.manifest.encoding.input_size)
+    if config.label is not None:
+        corpus.require_column(config.label, "--label")
+    load_encoder(model, config.layer)  # a layer or weights that do not exist fail before actors start
+    output = storage.absolute(config.output)
+    parameters = {"model": model.digest, "layer": config.layer, "pooling": config.pooling, "budget": config.token_budget}
+    units = corpus.plan_units(config.cells_per_part, **parameters)
+    request = schema.request_digest(artefact="embeddings", units=[unit.key for unit in units])
+    done = finished(output, request, EmbeddingManifest)
+    if done is not None:
+        assert isinstance(done, EmbeddingManifest)
+        logger.info("%s is complete already: nothing to do", output)
+        return done
+    ensure_ray()
+    options = EmbedOptions(
+        model=model.uri,
+        vocabulary=corpus.vocabulary,
+        layer=config.layer,
+        pooling=config.pooling,
+        token_budget=config.token_budget,
+        obs_columns=tuple(corpus.manifest.obs_kinds),
+        threads=config.threads or max(1, int(config.cpus_per_actor)),
+        gpu=config.gpus_per_actor > 0,
+    )
+    pool = Pool(concurrency=config.actors, num_cpus=config.cpus_per_actor, num_gpus=config.gpus_per_actor)
+    parts = run_units("embed", output, units, lambda: EmbedWorker(options), pool, actors=True)
+    manifest = EmbeddingManifest(
+        request=request,
+        parts=parts,
+        software=schema.software_versions("torch", "transformers", "pyarrow"),
+        corpus=corpus.uri,
+        corpus_digest=corpus.manifest.digest,
+        model=model.uri,
+        model_digest=model.digest,
+        layer=config.layer,
+        pooling=config.pooling,
+        width=int(model.config.hidden_size),
+    )
+    publish_manifest(output, manifest)
+    return manifest

@@ -1,0 +1,134 @@
+"""Finished embeddings as people use them: a table, an AnnData file, a picture."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from cellray import schema, storage
+from cellray.data.corpus import Corpus, read_rows
+from cellray.data.source import open_source
+from cellray.errors import InputError
+from cellray.model.pooling import CELL_POOLINGS
+from cellray.plots import umap_png
+from cellray.schema import EmbeddingManifest, SourceRecord
+
+OBSM_KEY = "X_cellray"
+EMBEDDED = "cellray_embedded"
+SOURCE = "cellray_source"
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Cell embeddings, opened for reading.
+
+    Attributes
+    ----------
+    uri
+        Their directory.
+    manifest
+        What they were made from.
+    """
+
+    uri: str
+    manifest: EmbeddingManifest
+
+    @classmethod
+    def open(cls, uri: str) -> Self:
+        """Open the embeddings at a URI.
+
+        Raises
+        ------
+        InputError
+            There are no finished embeddings.
+        """
+        uri = storage.absolute(uri)
+        return cls(uri, EmbeddingManifest.load(uri))
+
+    def table(self) -> pa.Table:
+        """Return all rows, in the corpus's order."""
+        parts = (p for p in self.manifest.parts if p.rows)
+        return pa.concat_tables(read_rows(storage.join(self.uri, p.path), 0, p.rows) for p in parts)
+
+    def matrix(self, table: pa.Table) -> NDArray[np.float32]:
+        """Return the embeddings of a table of theirs. Shape (rows, hidden)."""
+        chunks = [chunk.flatten().to_numpy() for chunk in table[schema.EMBEDDING].chunks]
+        return np.concatenate(chunks).reshape(-1, self.manifest.width)
+
+    def require_cells(self, option: str) -> None:
+        """Check that there is one embedding a cell.
+
+        Raises
+        ------
+        InputError
+            These are gene embeddings.
+        """
+        if self.manifest.pooling not in CELL_POOLINGS:
+            raise InputError(
+                option, "needs one embedding a cell", f"--pooling {self.manifest.pooling}", "Use --pooling cell or cls."
+            )
+
+
+def write_h5ad(embeddings: Embeddings, path: Path) -> tuple[int, int]:
+    """Write an AnnData file with every cell of the corpus' sources, in their order.
+
+    `obs` is that of the sources; `obsm["X_cellray"]` holds the embeddings, NaN where tokenization dropped the cell;
+    `obs["cellray_embedded"]` tells these apart; with several sources `obs["cellray_source"]` names them. Counts stay in
+    the sources: rows correspond one to one, so `adata.obsm["X_cellray"]` can be copied over.
+
+    Returns
+    -------
+    tuple[int, int]
+        Cells in the file, and how many of them have an embedding.
+    """
+    from anndata import AnnData
+
+    embeddings.require_cells("--h5ad")
+    corpus = Corpus.open(embeddings.manifest.corpus)
+    if corpus.manifest.digest != embeddings.manifest.corpus_digest:
+        raise InputError(corpus.uri, "the corpus must be the one that was embedded", "another", "Embed it again.")
+    vectors = [
+        np.full((source.cells, embeddings.manifest.width), np.nan, np.float32) for source in corpus.manifest.sources
+    ]
+    for part in embeddings.manifest.parts:
+        table = read_rows(storage.join(embeddings.uri, part.path), 0, part.rows)
+        source = corpus.manifest.parts[part.source].source
+        vectors[source][table[schema.SOURCE_ROW].to_numpy()] = embeddings.matrix(table)
+    obs = pd.concat([_obs(source) for source in corpus.manifest.sources])
+    if len(vectors) > 1:
+        names = [source.uri for source in corpus.manifest.sources]
+        obs[SOURCE] = pd.Categorical.from_codes(np.repeat(range(len(names)), [len(v) for v in vectors]), names)
+    obsm = np.concatenate(vectors)
+    obs[EMBEDDED] = ~np.isnan(obsm[:, 0])
+    adata = AnnData(obs=obs, obsm={OBSM_KEY: obsm})
+    adata.uns["cellray"] = {"model_digest": embeddings.manifest.model_digest, "corpus_digest": corpus.manifest.digest}
+    with storage.atomic_file(storage.absolute(str(path))) as temporary:
+        adata.write_h5ad(temporary, compression="gzip")
+    return len(obs), int(obs[EMBEDDED].sum())
+
+
+def _obs(record: SourceRecord) -> pd.DataFrame:
+    """Read the obs table of a source that has not changed since it was tokenized."""
+    if storage.stamp(record.uri).version != record.version:
+        raise InputError(record.uri, "a source may not change after tokenization", "another version", "Tokenize again.")
+    with open_source(record.uri, record.matrix) as source:
+        columns = {name: source.obs(name, 0, source.n_cells).to_pandas() for name in source.obs_kinds()}
+        index = pd.Index(source.cell_names(0, source.n_cells).to_pandas().astype(str))
+    table = pd.DataFrame({name: values.set_axis(index) for name, values in columns.items()}, index=index)
+    text = table.select_dtypes("object").columns
+    return table.astype(dict.fromkeys(text, "category"))
+
+
+def draw_umap(embeddings: Embeddings, label: str, path: Path, title: str, max_cells: int = 20_000, seed: int = 0) -> int:
+    """Draw the UMAP of at most `max_cells` cells, drawn at random beyond that; return how many were drawn."""
+    embeddings.require_cells("--umap")
+    table = embeddings.table()
+    if table.num_rows > max_cells:
+        chosen = np.sort(np.random.default_rng(seed).choice(table.num_rows, max_cells, replace=False))
+        table = table.take(pa.array(chosen))
+    umap_png(embeddings.matrix(table), table[label].to_pandas().rename(label), path, title, seed=seed)
+    return table.num_rows

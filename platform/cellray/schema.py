@@ -1,0 +1,207 @@
+"""Column names, Arrow schemas and manifests of every artefact: the contracts between the stages.
+
+A manifest is written last, in one step; a directory without one is not an artefact. Manifests hold nothing that
+depends on when or by how many workers they were made, so equal work gives equal bytes.
+"""
+
+import json
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any, Literal, Self
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from cellray import storage
+from cellray.errors import InputError
+
+MANIFEST = "manifest.json"
+VOCABULARY = "vocabulary.json"
+PARTS = "shards"
+
+INPUT_IDS = "input_ids"
+LENGTH = "length"
+CELL_ID = "cell_id"
+N_COUNTS = "n_counts"
+SOURCE_ROW = "source_row"
+EMBEDDING = "embedding"
+GENE = "gene"
+TOKEN_COLUMNS = (INPUT_IDS, LENGTH, CELL_ID, N_COUNTS, SOURCE_ROW)
+
+FILTER_PASS = "filter_pass"  # noqa: S105  # the official name of the obs column that selects cells
+
+OBS_TYPES: dict[str, pa.DataType] = {"text": pa.string(), "integer": pa.int64(), "real": pa.float64(), "flag": pa.bool_()}
+"""Kinds of obs columns and how they are stored."""
+
+
+def token_schema(obs_kinds: Mapping[str, str]) -> pa.Schema:
+    """Return the schema of a token shard: one row a cell, with the chosen obs columns after the fixed ones."""
+    return pa.schema(
+        [
+            pa.field(INPUT_IDS, pa.list_(pa.uint16()), nullable=False),
+            pa.field(LENGTH, pa.int32(), nullable=False),
+            pa.field(CELL_ID, pa.string(), nullable=False),
+            pa.field(N_COUNTS, pa.float64(), nullable=False),
+            pa.field(SOURCE_ROW, pa.int64(), nullable=False),
+            *(pa.field(name, OBS_TYPES[kind]) for name, kind in obs_kinds.items()),
+        ]
+    )
+
+
+def embedding_schema(width: int, obs: pa.Schema, *, per_gene: bool) -> pa.Schema:
+    """Return the schema of embeddings: one row a cell, or one row a cell and gene."""
+    return pa.schema(
+        [
+            pa.field(CELL_ID, pa.string(), nullable=False),
+            pa.field(SOURCE_ROW, pa.int64(), nullable=False),
+            *([pa.field(GENE, pa.string(), nullable=False)] if per_gene else []),
+            pa.field(EMBEDDING, pa.list_(pa.float32(), width), nullable=False),
+            *obs,
+        ]
+    )
+
+
+class Record(BaseModel):
+    """Base of what manifests are made of: frozen, no unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class GeneReport(Record):
+    """How the columns of a source became tokens; every column is counted once under one of the last four."""
+
+    ids_from: str
+    columns: int
+    known: int
+    summed: int
+    without_median: int
+    unknown: int
+
+
+class PartRecord(Record):
+    """One published parquet file.
+
+    Attributes
+    ----------
+    path
+        Below the artefact's directory.
+    rows
+        Rows in the file.
+    sha256
+        Of the file's bytes.
+    source
+        Index of the source (corpus) or input shard (embeddings) it was made from.
+    start, stop
+        Row range of that source.
+    counts
+        Whatever else the stage counted, as cells dropped by reason and tokens.
+    """
+
+    path: str
+    rows: int
+    sha256: str
+    source: int
+    start: int
+    stop: int
+    counts: dict[str, int] = {}
+
+
+class SourceRecord(Record):
+    """One file of counts: which version was read, its genes, and where every cell went."""
+
+    uri: str
+    format: str
+    matrix: str
+    size: int
+    version: str
+    cells: int
+    kept: int
+    dropped: dict[str, int]
+    genes: GeneReport
+
+
+class Encoding(Record):
+    """Parameters of rank value encoding."""
+
+    input_size: int
+    special_tokens: dict[str, int]
+
+
+class Manifest(Record):
+    """What every artefact's manifest holds."""
+
+    format_version: Literal[1] = 1
+    request: str
+    parts: tuple[PartRecord, ...]
+    software: dict[str, str]
+
+    @property
+    def rows(self) -> int:
+        """Rows in all parts."""
+        return sum(part.rows for part in self.parts)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the manifest's content, the name of this artefact in lineage."""
+        return storage.sha256_bytes(self.to_json())
+
+    def to_json(self) -> bytes:
+        """Serialise; equal manifests give equal bytes."""
+        return (json.dumps(self.model_dump(mode="json"), indent=1, allow_nan=False) + "\n").encode()
+
+    @classmethod
+    def load(cls, uri: str) -> Self:
+        """Read the manifest of the artefact at a URI.
+
+        Raises
+        ------
+        InputError
+            There is none, or it is of another kind.
+        """
+        path = storage.join(uri, MANIFEST)
+        kind = cls.model_fields["artefact"].default
+        if not storage.exists(path):
+            raise InputError(
+                uri, f"a {kind} holds {MANIFEST}", "no such file", "It is not there or not finished: run its job again."
+            )
+        try:
+            return cls.model_validate(storage.read_json(path))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise InputError(path, f"it must be the manifest of a {kind}", f"{where}: {first['msg']}", "Check the path.") from None
+
+
+class CorpusManifest(Manifest):
+    """Manifest of a token corpus."""
+
+    artefact: Literal["token corpus"] = "token corpus"
+    encoding: Encoding
+    vocabulary_digest: str
+    obs_kinds: dict[str, str]
+    sources: tuple[SourceRecord, ...]
+
+
+class EmbeddingManifest(Manifest):
+    """Manifest of embeddings."""
+
+    artefact: Literal["embeddings"] = "embeddings"
+    corpus: str
+    corpus_digest: str
+    model: str
+    model_digest: str
+    layer: int
+    pooling: str
+    width: int
+
+
+
+def software_versions(*packages: str) -> dict[str, str]:
+    """Return the versions that shape an artefact."""
+    return {"python": platform.python_version(), **{name: version(name) for name in ("cellray", *packages)}}
+
+
+def request_digest(**parameters: Any) -> str:  # noqa: ANN401
+    """Return the digest of everything that decides an artefact's content."""
+    return storage.sha256_json(parameters)

@@ -1,0 +1,218 @@
+"""Files behind URIs (local paths, `s3://` and whatever else fsspec knows): reading, digests, atomic publishing.
+
+Knows nothing of what the files mean. Every write here is complete or absent: a reader never sees half a file.
+"""
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from cellray.errors import InputError
+
+_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True)
+class FileStamp:
+    """What tells one version of a file from another: size in bytes and ETag (object stores) or mtime (disks)."""
+
+    size: int
+    version: str
+
+
+def absolute(uri: str) -> str:
+    """Return the URI with a local path made absolute, since Ray workers run in other directories."""
+    return uri if "://" in uri else str(Path(uri).expanduser().resolve())
+
+
+def join(uri: str, *parts: str) -> str:
+    """Append path parts to a URI."""
+    return "/".join([uri.rstrip("/"), *parts])
+
+
+def filesystem(uri: str) -> tuple[Any, str]:
+    """Return the fsspec file system of a URI and the path within it."""
+    try:
+        fs, path = fsspec.core.url_to_fs(uri)
+    except (ValueError, ImportError) as error:
+        raise InputError(
+            uri, "a URI must name a known kind of storage", str(error), "Use a path, s3:// or another fsspec URI."
+        ) from None
+    return fs, path
+
+
+def is_local(uri: str) -> bool:
+    """Tell whether a URI lies on this machine's disks."""
+    return isinstance(filesystem(uri)[0], LocalFileSystem)
+
+
+def exists(uri: str) -> bool:
+    """Tell whether a file or folder is there, asking the storage itself rather than a cached listing."""
+    fs, path = filesystem(uri)
+    fs.invalidate_cache()
+    return bool(fs.exists(path))
+
+
+def stamp(uri: str) -> FileStamp:
+    """Return size and version of a file.
+
+    Raises
+    ------
+    InputError
+        There is no such file.
+    """
+    fs, path = filesystem(uri)
+    try:
+        info = fs.info(path)
+    except (FileNotFoundError, PermissionError) as error:
+        raise InputError(uri, "the file must exist and be readable", type(error).__name__, "Check the path.") from None
+    version = info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("LastModified") or ""
+    return FileStamp(int(info["size"]), str(version).strip('"'))
+
+
+def read_bytes(uri: str) -> bytes:
+    """Read a whole file."""
+    fs, path = filesystem(uri)
+    return bytes(fs.cat_file(path))
+
+
+def read_json(uri: str) -> Any:  # noqa: ANN401  # JSON is what it is
+    """Read a JSON file.
+
+    Raises
+    ------
+    InputError
+        The file is missing or is not JSON.
+    """
+    try:
+        return json.loads(read_bytes(uri))
+    except FileNotFoundError:
+        raise InputError(uri, "the file must exist", "no such file", "Check the path.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise InputError(uri, "the file must be JSON", str(error), "Check that this is the right file.") from None
+
+
+def sha256_bytes(data: bytes) -> str:
+    """Return the hexadecimal SHA-256 of bytes."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_json(value: Any) -> str:  # noqa: ANN401
+    """Return the SHA-256 of a value's canonical JSON (sorted keys, no spaces)."""
+    return sha256_bytes(json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode())
+
+
+def sha256_file(uri: str) -> str:
+    """Return the SHA-256 of a file, read in pieces."""
+    fs, path = filesystem(uri)
+    digest = hashlib.sha256()
+    with fs.open(path, "rb") as file:
+        while piece := file.read(_CHUNK):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+@contextmanager
+def atomic_file(uri: str) -> Iterator[Path]:
+    """Yield a local path to write to; on leaving without an error its content appears at the URI in one step.
+
+    Local targets are renamed into place after an fsync, others are uploaded as one object.
+    """
+    fs, path = filesystem(uri)
+    if isinstance(fs, LocalFileSystem):
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
+        try:
+            yield temporary
+            _flush(temporary)
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return
+    with tempfile.TemporaryDirectory(prefix="cellray-") as folder:
+        temporary = Path(folder) / Path(path).name
+        yield temporary
+        fs.put_file(str(temporary), path)
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Write a file atomically, replacing what was there."""
+    with atomic_file(uri) as path:
+        path.write_bytes(data)
+
+
+def publish_once(uri: str, data: bytes) -> None:
+    """Write a file atomically, only if there is none yet.
+
+    Raises
+    ------
+    FileExistsError
+        Another writer was first.
+    """
+    fs, path = filesystem(uri)
+    if not isinstance(fs, LocalFileSystem):
+        fs.pipe_file(path, data, mode="create")
+        return
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
+    try:
+        temporary.write_bytes(data)
+        _flush(temporary)
+        os.link(temporary, target)  # a hard link, unlike a rename, fails where the name is taken
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def publish_directory(local: Path, uri: str, last: str) -> None:
+    """Put a finished local directory at a URI, replacing what was there; `last` names the file that makes it whole.
+
+    On a disk this is one rename. An object store has no directories: `last` is deleted first and uploaded last, so a
+    reader that needs it never takes a half-written directory for a whole one.
+    """
+    fs, path = filesystem(uri)
+    if isinstance(fs, LocalFileSystem):
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staged = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
+        shutil.copytree(local, staged)
+        if target.exists():
+            shutil.rmtree(target)
+        staged.replace(target)
+        return
+    files = sorted((p for p in local.rglob("*") if p.is_file()), key=lambda p: p.name == last)
+    if fs.exists(join(path, last)):
+        fs.rm_file(join(path, last))
+    for file in files:
+        fs.put_file(str(file), join(path, file.relative_to(local).as_posix()))
+
+
+@contextmanager
+def local_directory(uri: str) -> Iterator[Path]:
+    """Yield a local directory with the files directly below a URI: the directory itself, or a temporary copy."""
+    fs, path = filesystem(uri)
+    if isinstance(fs, LocalFileSystem):
+        yield Path(path)
+        return
+    with tempfile.TemporaryDirectory(prefix="cellray-") as folder:
+        for name in fs.ls(path, detail=False):
+            if fs.isfile(name):
+                fs.get_file(name, str(Path(folder) / Path(name).name))
+        yield Path(folder)
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
