@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from cellray.config import JobConfig, parse_config
+from cellray.data.session import root_cause
 from cellray.errors import InputError
 
 ConfigT = TypeVar("ConfigT", bound=JobConfig)
@@ -30,8 +31,9 @@ def run_job(name: str, config_class: type[ConfigT], job: Callable[[ConfigT], str
     except Exception as error:  # noqa: BLE001  # the last line of defence of a process
         if os.environ.get(TRACEBACK):
             traceback.print_exc()
-        first = str(error).strip().split("\n", 1)[0]
-        _fail(f"{type(error).__name__}: {first} (set {TRACEBACK}=1 for the traceback)", 1)
+        cause = root_cause(error)
+        first = str(cause).strip().split("\n", 1)[0]
+        _fail(f"{type(cause).__name__}: {first} (set {TRACEBACK}=1 for the traceback)", 1)
 
 
 def _fail(message: str, status: int) -> None:

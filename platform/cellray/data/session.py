@@ -1,6 +1,7 @@
 """The Ray session a job runs in: the cluster it was submitted to, or an embedded one on this machine."""
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -8,16 +9,24 @@ from typing import Any
 from cellray.errors import InputError
 
 
+WORKER_LOGS = "CELLRAY_WORKER_LOGS"
+"""Environment variable: set it to see what Ray workers print."""
+
+
 def ensure_ray() -> None:
     """Connect to the cluster of `RAY_ADDRESS`, or start Ray on this machine; do nothing if connected.
 
-    Ray Data's own progress bars are turned off: stages log their progress in cells.
+    Ray Data's own progress bars are turned off: stages log their progress in cells. What workers print stays in Ray's
+    log files unless `CELLRAY_WORKER_LOGS` is set; their errors come back as exceptions.
     """
     import ray
     from ray.data import DataContext
 
     if not ray.is_initialized():
-        ray.init(logging_level=logging.WARNING, log_to_driver=True)
+        ray.init(logging_level=logging.ERROR, log_to_driver=bool(os.environ.get(WORKER_LOGS)))
+    for name in ("ray.data", "ray.train"):  # their progress is ours to tell; warnings still show
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # warns that progress bars are off
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -46,6 +55,16 @@ def _input_error_within(error: BaseException) -> InputError | None:
         seen.append(current)
         queue.extend(cause for cause in _causes(current) if cause not in seen)
     return None
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """Return the error that started it all, beneath Ray's wrappers."""
+    seen = [error]
+    while True:
+        deeper = next((cause for cause in _causes(seen[-1]) if cause not in seen), None)
+        if deeper is None:
+            return seen[-1]
+        seen.append(deeper)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -20,7 +20,6 @@ from cellray.model.checkpoint import ModelDirectory
 from cellray.model.encoder import CellEncoder, load_encoder
 from cellray.model.pooling import CELL_POOLINGS, Pooling, check_pooling, is_gene_token
 from cellray.schema import EmbeddingManifest
-from cellray.vocabulary import GeneVocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -87,10 +86,10 @@ def embed_rows(
 
 @dataclass(frozen=True)
 class EmbedOptions:
-    """What a replica needs."""
+    """What a replica needs; small, since it travels to each of them."""
 
+    corpus: str
     model: str
-    vocabulary: GeneVocabulary
     layer: int
     pooling: str
     token_budget: int
@@ -107,8 +106,9 @@ class EmbedWorker:
         self._options = options
         device = torch.device(torch.accelerator.current_accelerator() or "cpu") if options.gpu else torch.device("cpu")
         self._encoder = load_encoder(ModelDirectory.open(options.model), options.layer, device)
-        self._gene_v = is_gene_token(options.vocabulary, device)
-        self._gene_names = options.vocabulary.gene_of_token
+        vocabulary = Corpus.open(options.corpus).vocabulary
+        self._gene_v = is_gene_token(vocabulary, device)
+        self._gene_names = vocabulary.gene_of_token
 
     def __call__(self, unit: Unit, open_part: Callable[[pa.Schema], PartWriter]) -> None:
         """Do one unit."""
@@ -169,8 +169,8 @@ def embed_cells(config: EmbedConfig) -> EmbeddingManifest:
         return done
     ensure_ray()
     options = EmbedOptions(
+        corpus=corpus.uri,
         model=model.uri,
-        vocabulary=corpus.vocabulary,
         layer=config.layer,
         pooling=config.pooling,
         token_budget=config.token_budget,

@@ -5,14 +5,14 @@ An official Geneformer directory has neither of the two and loads all the same; 
 
 import json
 import tempfile
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from safetensors import SafetensorError
 from transformers import BertConfig, PreTrainedModel
+from transformers.utils import logging as hf_logging
 
 from cellray import schema, storage
 from cellray.errors import InputError
@@ -137,27 +137,27 @@ class ModelDirectory:
             )
 
 
-def loading(name: str, load: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a transformers loader so that damaged files give one clear error."""
-
-    def loaded(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        try:
-            return load(*args, **kwargs)
-        except (OSError, SafetensorError, RuntimeError, ValueError) as error:
-            first = str(error).strip().split("\n", 1)[0]
-            raise InputError(name, "the model's weights must be whole and fit its configuration", first, "Restore them.") from None
-
-    return loaded
-
-
 def save_model(model: PreTrainedModel, vocabulary: GeneVocabulary, provenance: dict[str, Any], uri: str) -> str:
     """Write a model directory; it appears whole or not at all. Returns the SHA-256 of its weights."""
     with tempfile.TemporaryDirectory(prefix="cellray-") as folder:
         local = Path(folder)
-        model.save_pretrained(local)
+        with _no_progress_bar():
+            model.save_pretrained(local)
         (local / schema.VOCABULARY).write_bytes(vocabulary.to_json())
         digest = storage.sha256_file(str(local / WEIGHTS))
         record = {**provenance, "vocabulary_digest": vocabulary.digest, "weights_sha256": digest}
         (local / PROVENANCE).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
         storage.publish_directory(local, uri, last=CONFIG)
     return digest
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Keep transformers from drawing a progress bar for one file."""
+    shown = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            hf_logging.enable_progress_bar()

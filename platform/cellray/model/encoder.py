@@ -6,17 +6,12 @@ The layers above the wanted one are not built, and neither is the vocabulary hea
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import BertModel
+from transformers import BertConfig, BertModel
 
-from cellray.errors import InputError
-from cellray.model.checkpoint import ModelDirectory, loading
-
-
-class _Layers(BertModel):
-    """BERT that may be built with fewer layers than its checkpoint has, without a word about the others."""
-
-    _keys_to_ignore_on_load_unexpected = [r"^cls\.", r"^classifier\.", r"pooler\.", r"encoder\.layer\.\d+\."]  # noqa: RUF012
+from cellray.errors import InputError, listing
+from cellray.model.checkpoint import CONFIG, WEIGHTS, ModelDirectory
 
 
 class CellEncoder(nn.Module):
@@ -87,25 +82,25 @@ def load_encoder(model: ModelDirectory, emb_layer: int, device: torch.device | s
         raise InputError(
             model.uri, f"--layer must lie in {-model.n_layers}..0", str(emb_layer), "0 is the last hidden state, -1 the one before."
         )
+    config = BertConfig.from_dict(model.config.to_dict() | {"num_hidden_layers": layers, "attn_implementation": "sdpa"})
+    bert = BertModel(config, add_pooling_layer=False)
     with model.files() as directory:
-        bert = _load(directory, layers, model.uri)
+        _fill(bert, directory / WEIGHTS, model.uri)
     return CellEncoder(bert, model.pad_id).to(device).eval()
 
 
-def _load(directory: Path, layers: int, name: str) -> BertModel:
-    """Build and fill the first layers."""
-    bert, info = loading(name, _Layers.from_pretrained)(
-        directory,
-        num_hidden_layers=layers,
-        add_pooling_layer=False,
-        dtype=torch.float32,
-        attn_implementation="sdpa",
-        local_files_only=True,
-        use_safetensors=True,
-        output_loading_info=True,
-    )
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise InputError(name, "the model must hold the encoder's weights", f"{len(missing)} missing, as {missing[0]}", "Use a whole BERT checkpoint.")
-    assert isinstance(bert, BertModel)
-    return bert
+def _fill(bert: BertModel, weights: Path, name: str) -> None:
+    """Copy the weights the layers need; others in the file are not read."""
+    fix = "Restore the model directory; it must hold a whole BERT checkpoint."
+    try:
+        with safe_open(weights, framework="pt") as file:
+            stored = set(file.keys())
+            prefix = "bert." if any(key.startswith("bert.") for key in stored) else ""
+            wanted = bert.state_dict().keys()
+            missing = sorted(key for key in wanted if prefix + key not in stored)
+            if missing:
+                raise InputError(name, "the model must hold the encoder's weights", f"{listing(missing, 3)} missing", fix)
+            bert.load_state_dict({key: file.get_tensor(prefix + key) for key in wanted})
+    except (SafetensorError, RuntimeError, OSError) as error:
+        found = " ".join(str(error).split())[:200]
+        raise InputError(name, f"{WEIGHTS} must be whole and fit {CONFIG}", found, fix) from None

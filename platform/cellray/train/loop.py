@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from transformers import get_scheduler
@@ -148,7 +148,7 @@ class Loop:
 
     def save(self, directory: Path, model: nn.Module) -> None:
         """Write weights, optimiser and place in the schedule, as safetensors and JSON."""
-        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, directory / MODEL_STATE)
+        save_model(model, str(directory / MODEL_STATE))  # knows of tied weights
         tensors, numbers = _flatten(self.optimizer)
         save_file(tensors, directory / OPTIMIZER_STATE)
         state = {"step": self.step, "optimizer": numbers, "scheduler": self._scheduler.state_dict()}
@@ -156,7 +156,7 @@ class Loop:
 
     def load(self, directory: Path, model: nn.Module) -> None:
         """Restore what `save` wrote."""
-        model.load_state_dict(load_file(directory / MODEL_STATE, device=str(self._device)))
+        load_model(model, directory / MODEL_STATE, device=str(self._device))
         state = json.loads((directory / LOOP_STATE).read_text())
         _unflatten(self.optimizer, load_file(directory / OPTIMIZER_STATE), state["optimizer"])
         self._scheduler.load_state_dict(state["scheduler"])

@@ -26,6 +26,7 @@ from cellray.model.presets import bert_config
 from cellray.tracking import Tracker
 from cellray.train.loop import Batch, Loop, LoopConfig
 from cellray.train.objectives import GeneMasker, MaskedGeneLoss
+from cellray.train.reports import report_relay, shown
 from cellray.vocabulary import PAD, GeneVocabulary
 
 logger = logging.getLogger(__name__)
@@ -124,6 +125,14 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
     return PretrainResult(output, plan.steps, validation_loss, tracker.where())
 
 
+def write_initial_model(config: PretrainConfig, output: str) -> None:
+    """Write the untrained model that pretraining with this configuration starts from, to compare with."""
+    corpus = Corpus.open(config.corpus)
+    plan = _plan(config, corpus)
+    provenance = {"objective": "none: initial weights", "preset": config.preset, "seed": config.seed}
+    save_model(_new_model(plan), corpus.vocabulary, provenance, storage.absolute(output))
+
+
 def _plan(config: PretrainConfig, corpus: Corpus) -> _Plan:
     """Count training cells and steps."""
     cells = corpus.manifest.rows
@@ -155,10 +164,11 @@ def _start_tracking(config: PretrainConfig, corpus: Corpus, plan: _Plan) -> Trac
 
 def _train(config: PretrainConfig, plan: _Plan, corpus: Corpus, tracker: Tracker, output: str) -> float:
     """Run the trainer and publish the model of its last checkpoint; return the last validation loss."""
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     storage_path, name = f"{output}.training", "run"
+    lines, callback = report_relay(tracker, plan.steps)
     trainer = TorchTrainer(
         _train_worker,
         train_loop_config={"plan": plan},
@@ -174,10 +184,12 @@ def _train(config: PretrainConfig, plan: _Plan, corpus: Corpus, tracker: Tracker
             storage_filesystem=_arrow_filesystem(storage_path),
             failure_config=FailureConfig(max_failures=config.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
-            callbacks=[_track(tracker, plan.steps)],
+            callbacks=[callback],
+            logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
-    result = trainer.fit()
+    with shown(lines):
+        result = trainer.fit()
     assert result.checkpoint is not None  # the last step always reports one
     assert result.metrics is not None
     with result.checkpoint.as_directory() as directory:
@@ -187,12 +199,12 @@ def _train(config: PretrainConfig, plan: _Plan, corpus: Corpus, tracker: Tracker
 
 def _publish(directory: Path, config: PretrainConfig, plan: _Plan, corpus: Corpus, tracker: Tracker, output: str) -> None:
     """Turn a checkpoint into a model directory."""
-    from safetensors.torch import load_file
+    from safetensors.torch import load_model
 
     from cellray.train.loop import MODEL_STATE
 
     model = _new_model(plan)
-    model.load_state_dict(load_file(directory / MODEL_STATE))
+    load_model(model, directory / MODEL_STATE)
     provenance = {
         "objective": "masked genes",
         "preset": config.preset,
@@ -294,24 +306,6 @@ def _padded(data: Any, plan: _Plan) -> Iterator[Batch]:  # noqa: ANN401
 
 def _batch(rows: TokenRows, chosen: np.ndarray[Any, Any], pad_id: int) -> Batch:
     return Batch(torch.from_numpy(rows.pad(chosen, pad_id)), int(rows.lengths[chosen].sum()))
-
-
-def _track(tracker: Tracker, steps: int) -> Any:  # noqa: ANN401  # a ray.train.UserCallback
-    """Return the callback by which Ray Train's controller logs and records the reports of rank 0."""
-    from ray.train import UserCallback
-
-    class Track(UserCallback):  # type: ignore[misc]
-        """Runs in the controller, which outlives lost workers: one writer a run."""
-
-        def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:  # noqa: ANN401, ARG002
-            """Record one report."""
-            first = dict(metrics[0])
-            step = int(first.pop("step"))
-            tracker.log_metrics(first, step)
-            shown = "  ".join(f"{name} {value:,.4g}" for name, value in first.items())
-            logging.getLogger("cellray").info("step %d of %d: %s", step, steps, shown)
-
-    return Track()
 
 
 def _arrow_filesystem(uri: str) -> Any:  # noqa: ANN401  # a pyarrow.fs.FileSystem, or None for Ray's own choice

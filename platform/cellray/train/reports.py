@@ -1,0 +1,55 @@
+"""What becomes of training reports: recorded by the tracker, shown on the driver's log."""
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from cellray.tracking import Tracker
+
+logger = logging.getLogger(__name__)
+
+_END = ""
+_JOIN_S = 10.0
+
+
+def report_relay(tracker: Tracker, steps: int) -> tuple[Any, Any]:
+    """Return a Ray queue of log lines and the Ray Train callback that fills it.
+
+    The callback runs in Ray Train's controller, which outlives lost workers, so a run has one writer.
+    """
+    from ray.train import UserCallback
+    from ray.util.queue import Queue
+
+    lines = Queue(actor_options={"num_cpus": 0})
+
+    class Relay(UserCallback):  # type: ignore[misc]
+        """Records and passes on the reports of rank 0."""
+
+        def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:  # noqa: ANN401, ARG002
+            """Take one report."""
+            values = dict(metrics[0])
+            step = int(values.pop("step"))
+            tracker.log_metrics(values, step)
+            lines.put(f"step {step:,} of {steps:,}: " + ", ".join(f"{k} {v:,.4g}" for k, v in values.items()))
+
+    return lines, Relay()
+
+
+@contextmanager
+def shown(lines: Any) -> Iterator[None]:  # noqa: ANN401  # a ray.util.queue.Queue
+    """Log the lines of a queue while the block runs."""
+
+    def log() -> None:
+        while (line := lines.get()) != _END:
+            logger.info("%s", line)
+
+    thread = threading.Thread(target=log, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        lines.put(_END)
+        thread.join(_JOIN_S)
+        lines.shutdown()
