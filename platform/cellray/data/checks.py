@@ -69,7 +69,7 @@ def _refuse(  # noqa: PLR0917
     raise InputError(
         source.uri,
         f"{source.matrix} must hold raw counts (whole numbers >= 0)",
-        f"{share} of the values in rows {block.start}-{block.start + block.n_cells}, as {example:.6g}: {looks}",
+        f"{share} values in rows {block.start}-{block.start + block.n_cells}, as {example:.6g}: {looks}",
         f"Choose another matrix with --matrix ({listing(others)})." if others else "Use the file with the raw counts.",
     )
 

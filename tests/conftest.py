@@ -1,0 +1,92 @@
+"""Fixtures shared by all tests: one local Ray, small files of counts, the optional folder of real data."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+from cellray.vocabulary import GeneVocabulary
+
+REPOSITORY = Path(__file__).parents[1]
+SHARED = REPOSITORY.parent / "shared"
+
+GENES = [f"ENSG{i:011d}" for i in range(1, 41)]
+"""Forty made-up human genes; the small vocabulary knows the first thirty."""
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """One Ray of two CPUs for the whole test session."""
+    import ray
+
+    from cellray.data.session import ensure_ray
+
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ensure_ray()
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def shared() -> Path:
+    """Folder with real cells and golden numbers, where there is one beside the project."""
+    if not SHARED.is_dir():
+        pytest.skip("needs the folder of real cells and golden numbers, which is not part of the project")
+    return SHARED
+
+
+@pytest.fixture
+def vocabulary() -> GeneVocabulary:
+    """Thirty genes with medians 0.5, 1.0, 1.5, ...; V1 special tokens; rows of up to 16 tokens."""
+    medians = {gene: (i + 1) / 2 for i, gene in enumerate(GENES[:30])}
+    return GeneVocabulary.from_medians(medians, "v1", "ensembl", input_size=16)
+
+
+@pytest.fixture
+def vocabulary_v2() -> GeneVocabulary:
+    """The same genes with `<cls>` and `<eos>`."""
+    medians = {gene: (i + 1) / 2 for i, gene in enumerate(GENES[:30])}
+    return GeneVocabulary.from_medians(medians, "v2", "ensembl", input_size=16)
+
+
+def random_counts(cells: int, genes: int, seed: int = 0, density: float = 0.4) -> sparse.csr_matrix:
+    """Whole counts in sparse rows; every cell has at least one."""
+    rng = np.random.default_rng(seed)
+    counts = rng.poisson(3, (cells, genes)) * (rng.random((cells, genes)) < density)
+    counts[:, 0] += 1
+    return sparse.csr_matrix(counts.astype(np.float32))
+
+
+@pytest.fixture
+def make_h5ad(tmp_path: Path) -> Callable[..., Path]:
+    """Write an .h5ad of random counts; keyword arguments replace its parts."""
+
+    def make(
+        name: str = "cells.h5ad",
+        *,
+        cells: int = 50,
+        seed: int = 0,
+        x: sparse.spmatrix | np.ndarray | None = None,
+        var: pd.DataFrame | None = None,
+        obs: dict[str, object] | None = None,
+        **parts: object,
+    ) -> Path:
+        x = random_counts(cells, len(GENES), seed) if x is None else x
+        index = [f"cell{i}" for i in range(x.shape[0])]
+        table = pd.DataFrame(obs or {"kind": pd.Categorical(["a", "b"] * (len(index) // 2) + ["a"] * (len(index) % 2))})
+        table.index = pd.Index(index)
+        var = pd.DataFrame(index=GENES[: x.shape[1]]) if var is None else var
+        path = tmp_path / name
+        anndata.AnnData(x, obs=table, var=var, **parts).write_h5ad(path)
+        return path
+
+    return make
+
+
+pytest_plugins = ["tests.s3"]

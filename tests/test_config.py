@@ -1,0 +1,74 @@
+"""Options: where they come from, which outweighs which, what is refused."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import Field
+
+from cellray.config import JobConfig, parse_config
+from cellray.errors import InputError
+
+
+class Example(JobConfig):
+    """An example."""
+
+    output: str = Field(description="where to")
+    obs_columns: tuple[str, ...] = Field((), description="names, comma-separated")
+    size: int = Field(3, gt=0, description="how many [cells]")
+    fast: bool = Field(False, description="be quick")
+
+
+def parse(*argv: str) -> Example:
+    return parse_config(Example, argv, "example")
+
+
+def test_command_line() -> None:
+    config = parse("--output", "o", "--obs-columns", "a,b", "--size=4", "--fast")
+    assert config == Example(output="o", obs_columns=("a", "b"), size=4, fast=True)
+    assert type(config) is Example
+
+
+def test_command_line_outweighs_environment_outweighs_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text('output = "file"\nsize = 5\nfast = true\nobs_columns = ["x"]\n')
+    monkeypatch.setenv("CELLRAY_SIZE", "6")
+    monkeypatch.setenv("CELLRAY_OUTPUT", "environment")
+    config = parse("--config", str(path), "--output", "line")
+    assert config == Example(output="line", size=6, fast=True, obs_columns=("x",))
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--output", "o", "--colour", "red"], "--colour"),
+        ([], "--output is missing"),
+        (["--output", "o", "--size", "0"], "--size.*greater than 0"),
+        (["--output", "o", "--size", "many"], "--size 'many'"),
+        (["--output", "o", "--config", "nowhere.toml"], "nowhere.toml: .*no such file"),
+    ],
+)
+def test_bad_options_get_one_line(argv: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        parse(*argv)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_key_in_the_file_lists_the_options(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text('output = "o"\nsiez = 5\n')
+    with pytest.raises(InputError, match="--siez is not an option of this job .*'--size'"):
+        parse("--config", str(tmp_path / "c.toml"))
+
+
+def test_a_file_that_is_not_toml(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text("{")
+    with pytest.raises(InputError, match=r"c\.toml: --config names a TOML file"):
+        parse("--config", str(tmp_path / "c.toml"))
+
+
+def test_help_shows_units_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse("--help")
+    assert caught.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "how many [cells] (default: 3)" in shown
+    assert "--config FILE.toml" in shown

@@ -1,0 +1,76 @@
+"""Reading, digests and atomic publishing, on disk and on S3."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from cellray import storage
+from cellray.errors import InputError
+
+
+@pytest.fixture(params=["disk", "s3"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A place to write to, of either kind."""
+    return str(tmp_path) if request.param == "disk" else str(request.getfixturevalue("bucket"))
+
+
+def test_written_bytes_come_back(root: str) -> None:
+    uri = storage.join(root, "a", "b.bin")
+    assert not storage.exists(uri)
+    storage.write_bytes(uri, b"one")
+    storage.write_bytes(uri, b"two!")
+    assert storage.read_bytes(uri) == b"two!"
+    assert storage.sha256_file(uri) == hashlib.sha256(b"two!").hexdigest()
+    assert storage.stamp(uri).size == 4
+
+
+def test_a_failed_write_leaves_nothing(root: str) -> None:
+    uri = storage.join(root, "a", "b.bin")
+
+    def fail() -> None:
+        with storage.atomic_file(uri) as path:
+            path.write_bytes(b"half")
+            raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        fail()
+    assert not storage.exists(uri)
+    if "://" not in root:
+        assert list((Path(root) / "a").iterdir()) == []
+
+
+def test_only_the_first_publisher_wins(root: str) -> None:
+    uri = storage.join(root, "manifest.json")
+    storage.publish_once(uri, b"first")
+    with pytest.raises(FileExistsError):
+        storage.publish_once(uri, b"second")
+    assert storage.read_bytes(uri) == b"first"
+
+
+def test_a_directory_is_replaced_as_a_whole(root: str, tmp_path: Path) -> None:
+    uri = storage.join(root, "model")
+    for content in ("old", "new"):
+        local = tmp_path / content
+        local.mkdir()
+        for name in ("config.json", "weights"):
+            (local / name).write_text(content)
+        storage.publish_directory(local, uri, last="config.json")
+    with storage.local_directory(uri) as directory:
+        assert {p.name: p.read_text() for p in directory.iterdir()} == {"config.json": "new", "weights": "new"}
+
+
+def test_messages_name_the_file(root: str) -> None:
+    uri = storage.join(root, "nothing.json")
+    with pytest.raises(InputError, match=r"nothing\.json.*must exist"):
+        storage.stamp(uri)
+    with pytest.raises(InputError, match=r"nothing\.json.*must exist"):
+        storage.read_json(uri)
+    storage.write_bytes(uri, b"{")
+    with pytest.raises(InputError, match=r"nothing\.json.*must be JSON"):
+        storage.read_json(uri)
+
+
+def test_an_unknown_kind_of_storage() -> None:
+    with pytest.raises(InputError, match="known kind of storage"):
+        storage.stamp("nowhere://x")
