@@ -89,11 +89,11 @@ def test_layers_and_raw(make_h5ad: Make) -> None:
 @pytest.mark.parametrize(
     ("spoil", "found"),
     [
-        (lambda x: x.multiply(0.37), "100.0% fractional values.*log-normalised"),
-        (lambda x: x * 33.3, "fractional.*looks normalised"),
-        (lambda x: -x, "100.0% negative values.*looks scaled"),
-        (lambda x: x * np.nan, "100.0% NaN or infinite"),
-        (lambda x: x * np.inf, "100.0% NaN or infinite"),
+        (lambda x: x.multiply(0.37), r"(\d+) fractional of \1 values.*log-normalised"),
+        (lambda x: x * 33.3, r"\d+ fractional of.*looks normalised"),
+        (lambda x: -x, r"(\d+) negative of \1 values.*looks scaled"),
+        (lambda x: x * np.nan, r"(\d+) NaN or infinite of \1 values"),
+        (lambda x: x * np.inf, r"(\d+) NaN or infinite of \1 values"),
     ],
 )
 def test_what_is_no_raw_count_is_refused(

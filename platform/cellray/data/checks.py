@@ -58,7 +58,7 @@ def _refuse(  # noqa: PLR0917
 ) -> None:
     """Raise the error for values that are not raw counts."""
     kinds = {"NaN or infinite": not_finite, "negative": negative, "fractional": fractional}
-    share = ", ".join(f"{n / block.counts.size:.1%} {kind}" for kind, n in kinds.items() if n)
+    share = " and ".join(f"{n:,} {kind}" for kind, n in kinds.items() if n)
     if negative:
         looks = "looks scaled"
     elif fractional:
@@ -69,7 +69,8 @@ def _refuse(  # noqa: PLR0917
     raise InputError(
         source.uri,
         f"{source.matrix} must hold raw counts (whole numbers >= 0)",
-        f"{share} values in rows {block.start}-{block.start + block.n_cells}, as {example:.6g}: {looks}",
+        f"{share} of {block.counts.size:,} values in rows {block.start}-{block.start + block.n_cells}, "
+        f"as {example:.6g}: {looks}",
         f"Choose another matrix with --matrix ({listing(others)})." if others else "Use the file with the raw counts.",
     )
 

@@ -29,7 +29,7 @@ def ensure_ray() -> None:
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # warns that progress bars are off
     context = DataContext.get_current()
     context.enable_progress_bars = False
-    context.print_on_execution_start = False
+    context.raise_original_map_exception = True  # or an InputError would come back as text in another error
 
 
 @contextmanager

@@ -1,0 +1,222 @@
+"""From files to a corpus on Ray: tokens, accounting, resumption, refusal; and the golden tokens."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from scipy import sparse
+
+from cellray import storage
+from cellray.data.corpus import Corpus, read_rows
+from cellray.data.tokenization import TokenizeConfig, report, tokenize_corpus
+from cellray.data.units import make_part
+from cellray.errors import InputError
+from cellray.schema import CorpusManifest
+from cellray.vocabulary import GeneVocabulary, import_official
+from tests.conftest import GENES, random_counts
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+Make = Callable[..., Path]
+
+
+@pytest.fixture
+def vocabulary_file(vocabulary: GeneVocabulary, tmp_path: Path) -> str:
+    path = str(tmp_path / "vocabulary.json")
+    vocabulary.save(path)
+    return path
+
+
+def expected_rows(path: Path, vocabulary: GeneVocabulary, size: int) -> list[list[int]]:
+    """Encode in the plainest way: anndata in memory, one cell after the other."""
+    adata = anndata.read_h5ad(path)
+    rows = []
+    for cell in adata.X.toarray():
+        keys = [
+            (-count / vocabulary.medians[gene], vocabulary.genes[gene])
+            for gene, count in zip(adata.var_names, cell, strict=True)
+            if count > 0 and gene in vocabulary.medians
+        ]
+        rows.append([token for _, token in sorted(keys)][:size])
+    return rows
+
+
+def table_of(uri: str) -> list[dict[str, object]]:
+    corpus = Corpus.open(uri)
+    return [row for shard in corpus.shard_uris for row in read_rows(shard, 0, 1 << 30).to_pylist()]
+
+
+def test_two_files_become_one_corpus(
+    make_h5ad: Make, vocabulary: GeneVocabulary, vocabulary_file: str, tmp_path: Path
+) -> None:
+    paths = [make_h5ad("a.h5ad", cells=50, seed=1), make_h5ad("b.h5ad", cells=30, seed=2)]
+    manifest = tokenize_corpus(
+        TokenizeConfig(
+            source=tuple(map(str, paths)),
+            vocabulary=vocabulary_file,
+            output=str(tmp_path / "corpus"),
+            obs_columns=("kind",),
+            cells_per_shard=20,
+        )
+    )
+    rows = table_of(str(tmp_path / "corpus"))
+    assert [row["input_ids"] for row in rows] == [r for p in paths for r in expected_rows(p, vocabulary, 16)]
+    assert [row["source_row"] for row in rows] == [*range(50), *range(30)]
+    assert [row["cell_id"] for row in rows][48:52] == ["cell48", "cell49", "cell0", "cell1"]
+    assert [row["kind"] for row in rows][:3] == ["a", "b", "a"]
+    assert [row["n_counts"] for row in rows[:50]] == anndata.read_h5ad(paths[0]).X.sum(1).A1.tolist()
+    assert all(row["length"] == len(row["input_ids"]) for row in rows)  # type: ignore[arg-type]
+    assert [(p.source, p.start, p.stop) for p in manifest.parts] == [
+        (0, 0, 20),
+        (0, 20, 40),
+        (0, 40, 50),
+        (1, 0, 20),
+        (1, 20, 30),
+    ]
+    for part in manifest.parts:
+        assert storage.sha256_file(str(tmp_path / "corpus" / part.path)) == part.sha256
+    assert "30 known of 40 columns" in report(manifest)
+    assert "50 kept of 50, none dropped" in report(manifest)
+
+
+def test_every_cell_is_kept_or_counted(make_h5ad: Make, vocabulary_file: str, tmp_path: Path) -> None:
+    x = random_counts(10, 40).tolil()
+    x[2, :30] = 0  # no gene of the vocabulary
+    x[2, 35] = 4
+    x[5] = 0
+    path = make_h5ad(x=sparse.csr_matrix(x), obs={"filter_pass": [1, 1, 1, 0, 1, 1, 1, 1, 0, 1]})
+    manifest = tokenize_corpus(
+        TokenizeConfig(source=(str(path),), vocabulary=vocabulary_file, output=str(tmp_path / "corpus"))
+    )
+    assert manifest.sources[0].dropped == {"filter_pass": 2, "no gene of the vocabulary": 2}
+    assert [row["source_row"] for row in table_of(str(tmp_path / "corpus"))] == [0, 1, 4, 6, 7, 9]
+    assert "2 dropped (filter_pass), 2 dropped (no gene of the vocabulary)" in report(manifest)
+
+
+def test_a_rerun_does_the_rest_and_a_third_run_writes_nothing(
+    make_h5ad: Make, vocabulary_file: str, tmp_path: Path
+) -> None:
+    output = tmp_path / "corpus"
+    config = TokenizeConfig(
+        source=(str(make_h5ad(cells=50)),), vocabulary=vocabulary_file, output=str(output), cells_per_shard=10
+    )
+    first = tokenize_corpus(config)
+    shards = {p: p.read_bytes() for p in sorted(output.glob("shards/*"))}
+    (output / "manifest.json").unlink()
+    lost = list(shards)[2]
+    lost.unlink()
+    kept = next(p for p in shards if p != lost)
+    before = kept.stat().st_mtime_ns
+    assert tokenize_corpus(config) == first
+    assert {p: p.read_bytes() for p in sorted(output.glob("shards/*"))} == shards
+    assert kept.stat().st_mtime_ns == before
+    stamps = {p: p.stat().st_mtime_ns for p in output.rglob("*")}
+    assert tokenize_corpus(config.model_copy(update={"workers": 1})) == first
+    assert {p: p.stat().st_mtime_ns for p in output.rglob("*")} == stamps
+
+
+def test_another_request_does_not_touch_a_corpus(make_h5ad: Make, vocabulary_file: str, tmp_path: Path) -> None:
+    path, output = make_h5ad(), tmp_path / "corpus"
+    config = TokenizeConfig(source=(str(path),), vocabulary=vocabulary_file, output=str(output))
+    tokenize_corpus(config)
+    before = {p: p.read_bytes() for p in output.rglob("*") if p.is_file()}
+    with pytest.raises(InputError, match="corpus: the output must be empty or hold this very result; found another token corpus"):
+        tokenize_corpus(config.model_copy(update={"input_size": 8}))
+    assert {p: p.read_bytes() for p in output.rglob("*") if p.is_file()} == before
+
+
+def test_bad_counts_far_into_a_file_leave_no_corpus(make_h5ad: Make, vocabulary_file: str, tmp_path: Path) -> None:
+    x = random_counts(2000, 40)
+    x.data[x.indptr[1990]] = 0.5
+    config = TokenizeConfig(source=(str(make_h5ad(x=x)),), vocabulary=vocabulary_file, output=str(tmp_path / "corpus"))
+    with pytest.raises(InputError, match=r"cells\.h5ad: X must hold raw counts.*found 1 fractional of.*rows 1024-2000, as 0\.5"):
+        tokenize_corpus(config)
+    with pytest.raises(InputError, match=r"a token corpus holds manifest\.json; found no such file"):
+        Corpus.open(str(tmp_path / "corpus"))
+
+
+def test_a_source_that_changes_meanwhile_is_refused(
+    make_h5ad: Make, vocabulary: GeneVocabulary, tmp_path: Path
+) -> None:
+    from cellray.data.tokenization import TokenizeOptions, TokenizeWorker
+    from cellray.data.units import Unit
+
+    options = TokenizeOptions(vocabulary, "X", None, None, 16, {})
+    unit = Unit("k" * 64, str(make_h5ad()), "another version", 0, 0, 10)
+    with pytest.raises(InputError, match="may not change while it is read"):
+        make_part(unit, TokenizeWorker(options), str(tmp_path))
+
+
+def test_unsorted_rows_and_repeated_genes_are_summed(make_h5ad: Make, vocabulary_file: str, tmp_path: Path) -> None:
+    x = np.array([[3, 1, 2]], np.float32)  # gene 0 stands twice: 3 + 2 = 5 over 0.5, gene 1: 1 over 1.0
+    path = make_h5ad(x=sparse.csr_matrix(x), var=pd.DataFrame(index=[GENES[0], GENES[1], GENES[0] + ".3"]))
+    manifest = tokenize_corpus(
+        TokenizeConfig(source=(str(path),), vocabulary=vocabulary_file, output=str(tmp_path / "corpus"))
+    )
+    assert manifest.sources[0].genes.summed == 1
+    assert table_of(str(tmp_path / "corpus"))[0]["input_ids"] == [2, 3]
+
+
+def test_the_corpus_on_s3_is_the_one_on_disk(
+    make_h5ad: Make, vocabulary_file: str, tmp_path: Path, bucket: str
+) -> None:
+    path = make_h5ad(cells=40)
+    storage.write_bytes(f"{bucket}/in/cells.h5ad", path.read_bytes())
+    on_disk = TokenizeConfig(
+        source=(str(path),), vocabulary=vocabulary_file, output=str(tmp_path / "corpus"), cells_per_shard=15
+    )
+    on_s3 = on_disk.model_copy(update={"source": (f"{bucket}/in/cells.h5ad",), "output": f"{bucket}/corpus"})
+    # the workers of the shared Ray do not know this test's endpoint, so its parts are made here
+    from cellray.data import tokenization as stage
+
+    vocabulary = GeneVocabulary.load(vocabulary_file)
+    plan = stage.describe_source(on_s3.source[0], on_s3, vocabulary)
+    options = stage.TokenizeOptions(vocabulary, "X", None, None, 16, {})
+    units = stage.plan_units([plan], options, 15)
+    parts = [make_part(unit, stage.TokenizeWorker(options), on_s3.output) for unit in units]
+    manifest = tokenize_corpus(on_disk)
+    assert [part.rows for part in parts] == [15, 15, 10]
+    got = [read_rows(f"{on_s3.output}/{part.path}", 0, part.rows) for part in parts]
+    want = [read_rows(str(tmp_path / "corpus" / part.path), 0, part.rows) for part in manifest.parts]
+    assert [t.to_pylist() for t in got] == [t.to_pylist() for t in want]
+
+
+def test_the_manifest_is_readable_and_complete(make_h5ad: Make, vocabulary_file: str, tmp_path: Path) -> None:
+    path = make_h5ad()
+    tokenize_corpus(TokenizeConfig(source=(str(path),), vocabulary=vocabulary_file, output=str(tmp_path / "corpus")))
+    value = json.loads((tmp_path / "corpus" / "manifest.json").read_text())
+    assert value["artefact"] == "token corpus"
+    assert value["sources"][0]["size"] == path.stat().st_size
+    assert {"python", "cellray", "anndata", "pyarrow"} <= set(value["software"])
+    assert CorpusManifest.model_validate(value).to_json() == (tmp_path / "corpus" / "manifest.json").read_bytes()
+
+
+@pytest.mark.parametrize("generation", ["v1", "v2"])
+def test_golden_tokens(shared: Path, tmp_path: Path, generation: str) -> None:
+    vocabulary = import_official(shared / "data" / "geneformer_v1")
+    size = 2048
+    if generation == "v2":
+        tokens = json.loads((shared / "golden" / "token_dictionary_v2.json").read_text())
+        special = {name: token for name, token in tokens.items() if name.startswith("<")}
+        genes = {name: token for name, token in tokens.items() if name not in special}
+        vocabulary, size = GeneVocabulary(special, genes, vocabulary.medians, 4096), 1024
+    vocabulary.save(str(tmp_path / "v.json"))
+    tokenize_corpus(
+        TokenizeConfig(
+            source=(str(shared / "data" / "kang_ifnb.h5ad"),),
+            vocabulary=str(tmp_path / "v.json"),
+            output=str(tmp_path / "corpus"),
+            obs_columns=("condition",),
+            input_size=size,
+            cells_per_shard=300,
+        )
+    )
+    golden = pq.read_table(shared / "golden" / f"tokens_{generation}.parquet").to_pylist()
+    rows = table_of(str(tmp_path / "corpus"))
+    assert [[r[k] for k in ("cell_id", "condition", "input_ids")] for r in rows] == [
+        [g[k] for k in ("cell_id", "condition", "input_ids")] for g in golden
+    ]
