@@ -17,7 +17,9 @@ TRACEBACK = "CELLRAY_TRACEBACK"
 """Environment variable: set it to see where an unexpected error came from."""
 
 
-def run_job(name: str, config_class: type[ConfigT], job: Callable[[ConfigT], str], argv: Sequence[str] | None = None) -> None:
+def run_job(
+    name: str, config_class: type[ConfigT], job: Callable[[ConfigT], str], argv: Sequence[str] | None = None
+) -> None:
     """Run a job and end the process: status 0 after printing what was made, 2 for bad input, 1 for anything else."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     logging.getLogger("cellray").setLevel(logging.INFO)
@@ -28,7 +30,7 @@ def run_job(name: str, config_class: type[ConfigT], job: Callable[[ConfigT], str
         _fail(f"{error}", 2)
     except KeyboardInterrupt:
         _fail("interrupted; run the same command again to go on", 130)
-    except Exception as error:  # noqa: BLE001  # the last line of defence of a process
+    except Exception as error:  # the last line of defence of a process
         if os.environ.get(TRACEBACK):
             traceback.print_exc()
         cause = root_cause(error)

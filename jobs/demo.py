@@ -1,4 +1,4 @@
-"""The whole chain on one file: vocabulary, tokens, a small pretrained model, embeddings, UMAP, and what they are worth."""
+"""The whole chain on one file: vocabulary, tokens, a small model, embeddings, UMAP, and what they are worth."""
 
 import logging
 import time
@@ -30,8 +30,10 @@ class DemoConfig(JobConfig):
     data: str | None = Field(None, description="an .h5ad of raw counts, default: the cells scanpy ships")
     label: str | None = Field(None, description="obs column with the cells' labels; needed with --data")
     vocabulary: str | None = Field(None, description="vocabulary.json, default: built from the data")
-    output: Path = Field(Path("demo_output"), description="directory of everything the demo makes; must be new or its own")
-    steps: int = Field(300, ge=1, description="pretraining steps [steps]")
+    output: Path = Field(
+        Path("demo_output"), description="directory of everything the demo makes; must be new or its own"
+    )
+    steps: int = Field(600, ge=1, description="pretraining steps [steps]")
     batch_size: int = Field(16, ge=1, description="cells of a step [cells]")
     input_size: int = Field(512, gt=4, description="most tokens of a cell [tokens]")
     threads: int = Field(2, ge=1, description="torch threads")

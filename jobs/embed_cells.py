@@ -19,7 +19,9 @@ def main(config: EmbedConfig) -> str:
         cells, embedded = write_h5ad(embeddings, Path(config.h5ad))
         made.append(f"{config.h5ad}: {cells:,} cells, {embedded:,} with an embedding")
     if config.umap is not None and config.label is not None:
-        drawn = draw_umap(embeddings, config.label, Path(config.umap), f"{config.pooling} embeddings, layer {config.layer}")
+        drawn = draw_umap(
+            embeddings, config.label, Path(config.umap), f"{config.pooling} embeddings, layer {config.layer}"
+        )
         made.append(f"{config.umap}: UMAP of {drawn:,} cells")
     return "wrote " + "\nwrote ".join(made)
 

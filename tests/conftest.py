@@ -50,7 +50,7 @@ def vocabulary() -> GeneVocabulary:
 
 @pytest.fixture
 def vocabulary_v2() -> GeneVocabulary:
-    """The same genes with `<cls>` and `<eos>`."""
+    """Return the same genes with `<cls>` and `<eos>`."""
     medians = {gene: (i + 1) / 2 for i, gene in enumerate(GENES[:30])}
     return GeneVocabulary.from_medians(medians, "v2", "ensembl", input_size=16)
 

@@ -55,7 +55,7 @@ def test_bad_options_get_one_line(argv: list[str], message: str) -> None:
 
 def test_an_unknown_key_in_the_file_lists_the_options(tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text('output = "o"\nsiez = 5\n')
-    with pytest.raises(InputError, match="--siez is not an option of this job .*'--size'"):
+    with pytest.raises(InputError, match=r"--siez is not an option of this job .*'--size'"):
         parse("--config", str(tmp_path / "c.toml"))
 
 

@@ -11,7 +11,7 @@ from cellray.errors import InputError
 
 @pytest.fixture(params=["disk", "s3"])
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A place to write to, of either kind."""
+    """Return a place to write to, of either kind."""
     return str(tmp_path) if request.param == "disk" else str(request.getfixturevalue("bucket"))
 
 

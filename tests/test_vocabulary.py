@@ -118,7 +118,7 @@ def test_a_pickle_that_asks_for_more_is_refused(
 def test_two_candidates_are_named(tmp_path: Path) -> None:
     _official(tmp_path, {}, {})
     (tmp_path / "token_dictionary_y.pkl").write_bytes(pickle.dumps({}))
-    with pytest.raises(InputError, match="token_dictionary_x.pkl', 'token_dictionary_y.pkl"):
+    with pytest.raises(InputError, match=r"token_dictionary_x\.pkl', 'token_dictionary_y\.pkl"):
         import_official(tmp_path)
 
 

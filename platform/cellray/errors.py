@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 
 
-
 class InputError(ValueError):
     """Input that breaks a rule; the message says where, which rule, what was found and what to do.
 

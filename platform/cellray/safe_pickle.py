@@ -35,8 +35,7 @@ def _scalar(dtype: _Dtype, data: bytes) -> int | float | bool:
     resolved = np.dtype(str(dtype.name))
     if resolved.kind not in _KINDS or resolved.itemsize != len(data):
         raise pickle.UnpicklingError(f"a numpy scalar of type {dtype.name!r}")
-    order = "<" if dtype.order in ("|", "=") else dtype.order
-    value = np.frombuffer(data, resolved.newbyteorder(order))[0].item()
+    value = np.frombuffer(data, resolved.newbyteorder(">" if dtype.order == ">" else "<"))[0].item()
     assert isinstance(value, int | float | bool)
     return value
 
@@ -74,7 +73,9 @@ def load_plain_dict(path: Path) -> dict[str, str | int | float]:
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, OverflowError, ImportError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(str(path), "the file must be an intact pickle", f"{type(error).__name__}: {error}", fix) from None
+        raise InputError(
+            str(path), "the file must be an intact pickle", f"{type(error).__name__}: {error}", fix
+        ) from None
     if not isinstance(value, dict):
         raise InputError(str(path), "the pickle must hold a dict", type(value).__name__, fix)
     for key, item in value.items():

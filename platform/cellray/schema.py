@@ -31,7 +31,12 @@ TOKEN_COLUMNS = (INPUT_IDS, LENGTH, CELL_ID, N_COUNTS, SOURCE_ROW)
 
 FILTER_PASS = "filter_pass"  # noqa: S105  # the official name of the obs column that selects cells
 
-OBS_TYPES: dict[str, pa.DataType] = {"text": pa.string(), "integer": pa.int64(), "real": pa.float64(), "flag": pa.bool_()}
+OBS_TYPES: dict[str, pa.DataType] = {
+    "text": pa.string(),
+    "integer": pa.int64(),
+    "real": pa.float64(),
+    "flag": pa.bool_(),
+}
 """Kinds of obs columns and how they are stored."""
 
 
@@ -170,7 +175,9 @@ class Manifest(Record):
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
-            raise InputError(path, f"it must be the manifest of a {kind}", f"{where}: {first['msg']}", "Check the path.") from None
+            raise InputError(
+                path, f"it must be the manifest of a {kind}", f"{where}: {first['msg']}", "Check the path."
+            ) from None
 
 
 class CorpusManifest(Manifest):
@@ -194,7 +201,6 @@ class EmbeddingManifest(Manifest):
     layer: int
     pooling: str
     width: int
-
 
 
 def software_versions(*packages: str) -> dict[str, str]:

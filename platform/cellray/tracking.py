@@ -107,7 +107,9 @@ class MlflowTracker:
         return MlflowClient(tracking_uri=self.uri)
 
 
-def start_run(uri: str | None, experiment: str, name: str, params: Mapping[str, object], tags: Mapping[str, str]) -> Tracker:
+def start_run(
+    uri: str | None, experiment: str, name: str, params: Mapping[str, object], tags: Mapping[str, str]
+) -> Tracker:
     """Create a run.
 
     Parameters

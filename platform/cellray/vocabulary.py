@@ -165,7 +165,9 @@ class GeneVocabulary:
             raise InputError(
                 uri,
                 f"the file must be a {_FORMAT}, version {_VERSION}",
-                f"{value.get('format')!r}, version {value.get('version')!r}" if isinstance(value, dict) else "other JSON",
+                f"{value.get('format')!r}, version {value.get('version')!r}"
+                if isinstance(value, dict)
+                else "other JSON",
                 "Make one with jobs.build_vocabulary.",
             )
         stored = {key: value.pop(key, None) for key in ("format", "version", "digest", "full_digest")}

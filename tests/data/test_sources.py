@@ -1,4 +1,4 @@
-"""Reading .h5ad files, checking counts and finding genes: what is right, and the message for each thing that is wrong."""
+"""Reading .h5ad files, checking counts, finding genes; and the message for each thing that is wrong."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -101,7 +101,9 @@ def test_what_is_no_raw_count_is_refused(
 ) -> None:
     counts = random_counts(9, 40)
     path = make_h5ad(x=sparse.csr_matrix(spoil(counts)), layers={"counts": counts})
-    with pytest.raises(InputError, match=rf"cells\.h5ad: X must hold raw counts.*{found}.*--matrix \('layers/counts'\)"):
+    with pytest.raises(
+        InputError, match=rf"cells\.h5ad: X must hold raw counts.*{found}.*--matrix \('layers/counts'\)"
+    ):
         describe(path, vocabulary)
     describe(path, vocabulary, matrix="layers/counts")
 

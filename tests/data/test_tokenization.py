@@ -124,7 +124,9 @@ def test_another_request_does_not_touch_a_corpus(make_h5ad: Make, vocabulary_fil
     config = TokenizeConfig(source=(str(path),), vocabulary=vocabulary_file, output=str(output))
     tokenize_corpus(config)
     before = {p: p.read_bytes() for p in output.rglob("*") if p.is_file()}
-    with pytest.raises(InputError, match="corpus: the output must be empty or hold this very result; found another token corpus"):
+    with pytest.raises(
+        InputError, match="corpus: the output must be empty or hold this very result; found another token corpus"
+    ):
         tokenize_corpus(config.model_copy(update={"input_size": 8}))
     assert {p: p.read_bytes() for p in output.rglob("*") if p.is_file()} == before
 
@@ -133,7 +135,9 @@ def test_bad_counts_far_into_a_file_leave_no_corpus(make_h5ad: Make, vocabulary_
     x = random_counts(2000, 40)
     x.data[x.indptr[1990]] = 0.5
     config = TokenizeConfig(source=(str(make_h5ad(x=x)),), vocabulary=vocabulary_file, output=str(tmp_path / "corpus"))
-    with pytest.raises(InputError, match=r"cells\.h5ad: X must hold raw counts.*found 1 fractional of.*rows 1024-2000, as 0\.5"):
+    with pytest.raises(
+        InputError, match=r"cells\.h5ad: X must hold raw counts.*found 1 fractional of.*rows 1024-2000, as 0\.5"
+    ):
         tokenize_corpus(config)
     with pytest.raises(InputError, match=r"a token corpus holds manifest\.json; found no such file"):
         Corpus.open(str(tmp_path / "corpus"))

@@ -37,7 +37,10 @@ def total_counts(
     totals = _numbers(source, column, start, stop)
     if not np.all(totals > 0):
         raise InputError(
-            source.uri, f"obs column {column!r} must hold positive totals", f"{totals.min()}", "Correct --n-counts-column."
+            source.uri,
+            f"obs column {column!r} must hold positive totals",
+            f"{totals.min()}",
+            "Correct --n-counts-column.",
         )
     return totals
 
@@ -49,6 +52,9 @@ def _numbers(source: CountSource, column: str, start: int, stop: int) -> NDArray
         numbers = values.cast(pa.float64()).fill_null(0)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         raise InputError(
-            source.uri, f"obs column {column!r} must hold numbers", f"{values.type} values", "Recode or rename the column."
+            source.uri,
+            f"obs column {column!r} must hold numbers",
+            f"{values.type} values",
+            "Recode or rename the column.",
         ) from None
     return np.asarray(numbers.to_numpy(zero_copy_only=False), np.float64)

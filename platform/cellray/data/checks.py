@@ -40,7 +40,7 @@ def check_block(block: CountBlock, source: CountSource) -> BlockTotals:
     InputError
         Column indices out of range; NaN, infinite, negative or fractional values.
     """
-    if len(block.columns) and not (0 <= block.columns.min() and block.columns.max() < block.n_columns):
+    if len(block.columns) and not (block.columns.min() >= 0 and block.columns.max() < block.n_columns):
         raise InputError(
             source.uri,
             f"column indices of {source.matrix} must lie in 0..{block.n_columns - 1}",
@@ -53,7 +53,7 @@ def check_block(block: CountBlock, source: CountSource) -> BlockTotals:
     return BlockTotals(totals, canonical)
 
 
-def _refuse(  # noqa: PLR0917
+def _refuse(
     block: CountBlock, source: CountSource, not_finite: int, negative: int, fractional: int, example: float
 ) -> None:
     """Raise the error for values that are not raw counts."""

@@ -26,12 +26,14 @@ def restore_pbmc(path: Path) -> None:
 
     shipped = sc.datasets.pbmc68k_reduced()
     totals = shipped.obs[TOTALS].to_numpy(np.float64)
-    restored = np.expm1(sparse.csr_matrix(shipped.raw.X).astype(np.float64)).multiply(totals[:, None] / 1e4).tocsr()
+    restored = sparse.csr_matrix(shipped.raw.X).astype(np.float64).expm1().multiply(totals[:, None] / 1e4).tocsr()
     whole = restored.copy()
     whole.data = np.rint(whole.data)
     error = float(np.abs(whole.data - restored.data).max())
     if error > _TOLERANCE:
-        raise ValueError(f"pbmc68k_reduced: restored counts must be whole to within {_TOLERANCE}; found {error:.2f} off")
+        raise ValueError(
+            f"pbmc68k_reduced: restored counts must be whole to within {_TOLERANCE}; found {error:.2f} off"
+        )
     whole.eliminate_zeros()
     obs = shipped.obs[[LABEL, TOTALS]]
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -69,7 +69,10 @@ class H5adSource:
         table: pd.DataFrame = self._elem("raw/var" if self.matrix == "raw" else "var")
         if len(table) != self.n_columns:
             raise InputError(
-                self.uri, "var must have a row for each column of the matrix", f"{len(table)} for {self.n_columns}", _FIX
+                self.uri,
+                "var must have a row for each column of the matrix",
+                f"{len(table)} for {self.n_columns}",
+                _FIX,
             )
         return table
 
@@ -110,7 +113,10 @@ class H5adSource:
         """Return the HDF5 group of the wanted matrix."""
         if "obs" not in self._file or "var" not in self._file:
             raise InputError(
-                self.uri, "an .h5ad file holds obs and var", f"{listing(self._file)} at its top", "Convert it with anndata."
+                self.uri,
+                "an .h5ad file holds obs and var",
+                f"{listing(self._file)} at its top",
+                "Convert it with anndata.",
             )
         path = "raw/X" if self.matrix == "raw" else self.matrix
         if path not in self._file:
@@ -124,7 +130,7 @@ class H5adSource:
                 self.uri,
                 f"{self.matrix} must be stored as a CSR matrix",
                 str(encoding),
-                f"Convert it: adata.{self.matrix.replace('/', '.')} = scipy.sparse.csr_matrix(...); adata.write_h5ad(...).",
+                "Read it with anndata, convert the matrix with scipy.sparse.csr_matrix and write it again.",
             )
         return group
 

@@ -33,7 +33,9 @@ _READ_CELLS = 4096
 class MedianConfig(JobConfig):
     """How to measure nonzero medians of a corpus of counts."""
 
-    source: tuple[str, ...] = Field((), description="files of raw counts (.h5ad), local paths or s3:// URIs, comma-separated")
+    source: tuple[str, ...] = Field(
+        (), description="files of raw counts (.h5ad), local paths or s3:// URIs, comma-separated"
+    )
     matrix: str = Field("X", description="where the raw counts are: X, raw or layers/NAME")
     gene_ids: str | None = Field(
         None, description="var column with the gene ids, or index; default: ensembl_id if there is one, else index"
@@ -41,7 +43,9 @@ class MedianConfig(JobConfig):
     n_counts_column: str | None = Field(
         None, description="obs column with each cell's total count; default: the sum over all columns of the matrix"
     )
-    generation: str = Field("v1", description="special tokens and input size: v1 (<pad>, <mask>; 2,048) or v2 (and <cls>, <eos>; 4,096)")
+    generation: str = Field(
+        "v1", description="special tokens and input size: v1 (<pad>, <mask>; 2,048) or v2 (and <cls>, <eos>; 4,096)"
+    )
     input_size: int | None = Field(None, gt=4, description="tokens of a row, default: the generation's [tokens]")
 
     @model_validator(mode="after")
@@ -76,7 +80,9 @@ def build_vocabulary(config: MedianConfig) -> GeneVocabulary:
             kinds[uri] = kind
             columns.append(np.array([names.setdefault(n, len(names)) if n else -1 for n in found], np.int32))
     if len(set(kinds.values())) > 1:
-        raise InputError("--source", "all sources must use one kind of gene id", str(kinds), "Use --gene-ids or map the ids.")
+        raise InputError(
+            "--source", "all sources must use one kind of gene id", str(kinds), "Use --gene-ids or map the ids."
+        )
     gene, value = _collect(uris, columns, len(names), config)
     medians = dict(zip(names, grouped_median(gene, value, len(names)), strict=True))
     seen = {name: median for name, median in medians.items() if not np.isnan(median)}
@@ -123,7 +129,9 @@ def _collect(
             yield from _scaled_counts(uris[i], columns[i], n_genes, config)
 
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(read)
-    genes, values, total = [], [], 0
+    genes: list[NDArray[np.int32]] = []
+    values: list[NDArray[np.float64]] = []
+    total = 0
     for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
         total += table.num_rows
         if total > MAX_VALUES:

@@ -8,7 +8,6 @@ from typing import Any
 
 from cellray.errors import InputError
 
-
 WORKER_LOGS = "CELLRAY_WORKER_LOGS"
 """Environment variable: set it to see what Ray workers print."""
 
@@ -50,8 +49,8 @@ def _input_error_within(error: BaseException) -> InputError | None:
     queue = [error]
     while queue:
         current = queue.pop()
-        if isinstance(current, InputError):
-            return InputError(*current.args) if len(current.args) == 4 else current
+        if type(current) is InputError:  # Ray's own wrapper is an InputError too, with a traceback for a message
+            return current
         seen.append(current)
         queue.extend(cause for cause in _causes(current) if cause not in seen)
     return None

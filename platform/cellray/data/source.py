@@ -5,7 +5,7 @@ A new format is one class that fulfils `CountSource` and one line in `FORMATS`.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import pandas as pd
@@ -29,7 +29,7 @@ class CountBlock:
         Row of the matrix at which the block begins.
     """
 
-    counts: NDArray[np.generic]
+    counts: NDArray[Any]
     columns: NDArray[np.integer]
     indptr: NDArray[np.integer]
     n_columns: int

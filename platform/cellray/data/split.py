@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 def held_out(first: int, count: int, fraction: float, seed: int) -> NDArray[np.bool_]:
     """Tell for cells `first .. first + count` of a corpus whether they are held out.
 
-    Each cell is drawn with probability `fraction` by a hash of its number and the seed (splitmix64; Steele et al. 2014).
+    Each cell is drawn with probability `fraction` by a hash of its number and the seed
+    (splitmix64; Steele et al. 2014).
 
     Returns
     -------

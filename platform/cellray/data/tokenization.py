@@ -39,7 +39,9 @@ DROPPED = {"dropped_filter_pass": schema.FILTER_PASS, "dropped_no_gene": "no gen
 class TokenizeConfig(JobConfig):
     """Turn files of raw counts into a token corpus: rank value encoding with a fixed vocabulary."""
 
-    source: tuple[str, ...] = Field(description="files of raw counts (.h5ad), local paths or s3:// URIs, comma-separated")
+    source: tuple[str, ...] = Field(
+        description="files of raw counts (.h5ad), local paths or s3:// URIs, comma-separated"
+    )
     vocabulary: str = Field(description="vocabulary.json, from jobs.build_vocabulary")
     output: str = Field(description="directory or s3:// URI of the corpus")
     obs_columns: tuple[str, ...] = Field((), description="obs columns to keep with each cell, comma-separated")
@@ -123,7 +125,10 @@ def tokenize_corpus(config: TokenizeConfig) -> CorpusManifest:
     )
     if manifest.rows == 0:
         raise InputError(
-            listing(config.source), "a corpus needs at least one cell", f"none left ({report(manifest)})", "Check filter_pass."
+            listing(config.source),
+            "a corpus needs at least one cell",
+            f"none left ({report(manifest)})",
+            "Check filter_pass.",
         )
     publish_manifest(output, manifest)
     return manifest
@@ -253,10 +258,7 @@ class TokenizeWorker:
             source.cell_names(start, stop),
             pa.array(n_counts),
             pa.array(np.arange(start, stop)),
-            *(
-                source.obs(name, start, stop).cast(schema.OBS_TYPES[kind])
-                for name, kind in options.obs_kinds.items()
-            ),
+            *(source.obs(name, start, stop).cast(schema.OBS_TYPES[kind]) for name, kind in options.obs_kinds.items()),
         ]
         return pa.table(columns, schema=self._schema)
 
@@ -264,7 +266,7 @@ class TokenizeWorker:
 @lru_cache(maxsize=8)
 def _read_mapping(
     uri: str,
-    version: str,  # noqa: ARG001  # part of the key: another version of a file has another mapping
+    version: str,  # part of the key: another version of a file has another mapping
     matrix: str,
     column: str | None,
     vocabulary: GeneVocabulary,
@@ -301,8 +303,8 @@ def report(manifest: CorpusManifest) -> str:
         dropped = ", ".join(f"{n:,} dropped ({reason})" for reason, n in source.dropped.items() if n) or "none dropped"
         lines.append(
             f"{source.uri}: genes from {genes.ids_from}: {genes.known:,} known of {genes.columns:,} columns "
-            f"({genes.summed:,} summed into others, {genes.without_median:,} without median, {genes.unknown:,} unknown); "
-            f"cells: {source.kept:,} kept of {source.cells:,}, {dropped}"
+            f"({genes.summed:,} summed into others, {genes.without_median:,} without median, "
+            f"{genes.unknown:,} unknown); cells: {source.kept:,} kept of {source.cells:,}, {dropped}"
         )
     tokens = sum(part.counts["tokens"] for part in manifest.parts)
     truncated = sum(part.counts["truncated"] for part in manifest.parts)

@@ -200,9 +200,7 @@ def _dataset(output: str, todo: Sequence[Unit], make_worker: Callable[[], Worker
     resources = {"num_cpus": pool.num_cpus, "num_gpus": pool.num_gpus or None}
     if not actors:
         size = pool.concurrency if isinstance(pool.concurrency, int) else None
-        return dataset.map(
-            lambda row: _do(row, make_worker(), output), compute=TaskPoolStrategy(size), **resources
-        )
+        return dataset.map(lambda row: _do(row, make_worker(), output), compute=TaskPoolStrategy(size), **resources)
     low, high = pool.concurrency if isinstance(pool.concurrency, tuple) else (pool.concurrency or 1,) * 2
     return dataset.map(
         _UnitActor,

@@ -33,7 +33,9 @@ class EmbedConfig(JobConfig):
     model: str = Field(description="model directory: from jobs.pretrain, or an official Geneformer one")
     output: str = Field(description="directory or s3:// URI of the embeddings (parquet)")
     layer: int = Field(-1, le=0, description="hidden state: 0 = last, -1 = second to last, ...")
-    pooling: Pooling = Field("cell", description="cell = mean over genes, cls = the <cls> row, gene = a row for each gene")
+    pooling: Pooling = Field(
+        "cell", description="cell = mean over genes, cls = the <cls> row, gene = a row for each gene"
+    )
     h5ad: str | None = Field(None, description="also write an .h5ad here: obs of the sources, obsm['X_cellray']")
     umap: str | None = Field(None, description="also draw the UMAP to this .png, coloured by --label")
     label: str | None = Field(None, description="obs column that colours the UMAP; must be in the corpus")
@@ -42,7 +44,9 @@ class EmbedConfig(JobConfig):
     actors: tuple[int, int] = Field((1, 1), description="least and most model replicas, as 1,8")
     cpus_per_actor: float = Field(1, gt=0, description="CPUs each replica reserves [CPUs]")
     threads: int | None = Field(None, ge=1, description="torch threads of a replica on CPU, default: cpus-per-actor")
-    gpus_per_actor: float = Field(0, ge=0, description="GPUs each replica reserves; above 0 the model runs on CUDA [GPUs]")
+    gpus_per_actor: float = Field(
+        0, ge=0, description="GPUs each replica reserves; above 0 the model runs on CUDA [GPUs]"
+    )
 
 
 def embed_rows(
@@ -159,7 +163,12 @@ def embed_cells(config: EmbedConfig) -> EmbeddingManifest:
         corpus.require_column(config.label, "--label")
     load_encoder(model, config.layer)  # a layer or weights that do not exist fail before actors start
     output = storage.absolute(config.output)
-    parameters = {"model": model.digest, "layer": config.layer, "pooling": config.pooling, "budget": config.token_budget}
+    parameters = {
+        "model": model.digest,
+        "layer": config.layer,
+        "pooling": config.pooling,
+        "budget": config.token_budget,
+    }
     units = corpus.plan_units(config.cells_per_part, **parameters)
     request = schema.request_digest(artefact="embeddings", units=[unit.key for unit in units])
     done = finished(output, request, EmbeddingManifest)

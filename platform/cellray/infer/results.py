@@ -101,7 +101,7 @@ def write_h5ad(embeddings: Embeddings, path: Path) -> tuple[int, int]:
     obs = pd.concat([_obs(source) for source in corpus.manifest.sources])
     if len(vectors) > 1:
         names = [source.uri for source in corpus.manifest.sources]
-        obs[SOURCE] = pd.Categorical.from_codes(np.repeat(range(len(names)), [len(v) for v in vectors]), names)
+        obs[SOURCE] = pd.Categorical(np.repeat(names, [len(v) for v in vectors]), categories=names)
     obsm = np.concatenate(vectors)
     obs[EMBEDDED] = ~np.isnan(obsm[:, 0])
     adata = AnnData(obs=obs, obsm={OBSM_KEY: obsm})
@@ -123,7 +123,9 @@ def _obs(record: SourceRecord) -> pd.DataFrame:
     return table.astype(dict.fromkeys(text, "category"))
 
 
-def draw_umap(embeddings: Embeddings, label: str, path: Path, title: str, max_cells: int = 20_000, seed: int = 0) -> int:
+def draw_umap(
+    embeddings: Embeddings, label: str, path: Path, title: str, max_cells: int = 20_000, seed: int = 0
+) -> int:
     """Draw the UMAP of at most `max_cells` cells, drawn at random beyond that; return how many were drawn."""
     embeddings.require_cells("--umap")
     table = embeddings.table()
@@ -131,4 +133,4 @@ def draw_umap(embeddings: Embeddings, label: str, path: Path, title: str, max_ce
         chosen = np.sort(np.random.default_rng(seed).choice(table.num_rows, max_cells, replace=False))
         table = table.take(pa.array(chosen))
     umap_png(embeddings.matrix(table), table[label].to_pandas().rename(label), path, title, seed=seed)
-    return table.num_rows
+    return int(table.num_rows)

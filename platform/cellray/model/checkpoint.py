@@ -102,7 +102,7 @@ class ModelDirectory:
         Raises
         ------
         InputError
-            Digests differ, or for an official directory, which has none, the number of tokens does; or rows are too long.
+            Digests differ, or, for an official directory, which has none, numbers of tokens; or rows are too long.
         """
         if self.vocabulary is not None:
             check_match(f"model {self.uri}", self.vocabulary, owner, vocabulary)
@@ -126,7 +126,10 @@ class ModelDirectory:
         recorded = self.provenance.get("weights_sha256")
         if recorded not in (None, self.digest):
             raise InputError(
-                storage.join(self.uri, WEIGHTS), f"the weights must be those {PROVENANCE} names", "other content", "Restore the file."
+                storage.join(self.uri, WEIGHTS),
+                f"the weights must be those {PROVENANCE} names",
+                "other content",
+                "Restore the file.",
             )
         if self.vocabulary is not None and len(self.vocabulary) != self.config.vocab_size:
             raise InputError(
@@ -155,9 +158,9 @@ def save_model(model: PreTrainedModel, vocabulary: GeneVocabulary, provenance: d
 def _no_progress_bar() -> Iterator[None]:
     """Keep transformers from drawing a progress bar for one file."""
     shown = hf_logging.is_progress_bar_enabled()
-    hf_logging.disable_progress_bar()
+    hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         if shown:
-            hf_logging.enable_progress_bar()
+            hf_logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -80,7 +80,10 @@ def load_encoder(model: ModelDirectory, emb_layer: int, device: torch.device | s
     layers = model.n_layers + emb_layer
     if not 0 <= layers <= model.n_layers:
         raise InputError(
-            model.uri, f"--layer must lie in {-model.n_layers}..0", str(emb_layer), "0 is the last hidden state, -1 the one before."
+            model.uri,
+            f"--layer must lie in {-model.n_layers}..0",
+            str(emb_layer),
+            "0 is the last hidden state, -1 the one before.",
         )
     config = BertConfig.from_dict(model.config.to_dict() | {"num_hidden_layers": layers, "attn_implementation": "sdpa"})
     bert = BertModel(config, add_pooling_layer=False)
@@ -99,7 +102,9 @@ def _fill(bert: BertModel, weights: Path, name: str) -> None:
             wanted = bert.state_dict().keys()
             missing = sorted(key for key in wanted if prefix + key not in stored)
             if missing:
-                raise InputError(name, "the model must hold the encoder's weights", f"{listing(missing, 3)} missing", fix)
+                raise InputError(
+                    name, "the model must hold the encoder's weights", f"{listing(missing, 3)} missing", fix
+                )
             bert.load_state_dict({key: file.get_tensor(prefix + key) for key in wanted})
     except (SafetensorError, RuntimeError, OSError) as error:
         found = " ".join(str(error).split())[:200]

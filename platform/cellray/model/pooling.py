@@ -27,7 +27,7 @@ def mean_over_genes(hidden_nld: Tensor, gene_nl: Tensor) -> Tensor:
     return total_nd / weight_nl.sum(dim=1, keepdim=True)
 
 
-def cls_row(hidden_nld: Tensor, gene_nl: Tensor) -> Tensor:  # noqa: ARG001  # one signature for all cell poolings
+def cls_row(hidden_nld: Tensor, gene_nl: Tensor) -> Tensor:  # one signature for all cell poolings
     """Return the hidden state of `<cls>`, the first token. Shape (cells, hidden), float32."""
     return hidden_nld[:, 0].to(torch.float32)
 

@@ -82,9 +82,7 @@ class Loop:
         self._scheduler = get_scheduler(config.schedule, self.optimizer, config.warmup_steps, config.steps)
         self.step = 0
 
-    def run(
-        self, epochs: Iterable[Iterator[Batch]], validation: Callable[[], Iterable[Batch]], report: Report
-    ) -> None:
+    def run(self, epochs: Iterable[Iterator[Batch]], validation: Callable[[], Iterable[Batch]], report: Report) -> None:
         """Train until the configured number of steps.
 
         Parameters
@@ -122,7 +120,7 @@ class Loop:
         generator = step_generator(config.seed, self.step, config.rank, self._device)
         total, count = self._loss(self._masker(batch_nl.to(self._device), generator))
         if not bool(torch.isfinite(total)):
-            raise FloatingPointError(f"the loss became {float(total)} at step {self.step}; try a lower learning rate")
+            raise FloatingPointError(f"the loss became {total.item()} at step {self.step}; try a lower learning rate")
         self.optimizer.zero_grad(set_to_none=True)
         (total / count.clamp(min=1)).backward()
         nn.utils.clip_grad_norm_(self._loss.parameters(), config.max_grad_norm)

@@ -109,7 +109,9 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
     """
     output = storage.absolute(config.output)
     if storage.exists(storage.join(output, CONFIG)):
-        raise InputError(output, "the output must not hold a model yet", CONFIG, "Choose another --output, or delete it.")
+        raise InputError(
+            output, "the output must not hold a model yet", CONFIG, "Choose another --output, or delete it."
+        )
     corpus = Corpus.open(config.corpus)
     plan = _plan(config, corpus)
     bert_config(config.preset, corpus.vocabulary, plan.input_size)  # an unknown preset fails before anything starts
@@ -197,7 +199,9 @@ def _train(config: PretrainConfig, plan: _Plan, corpus: Corpus, tracker: Tracker
     return float(result.metrics["validation_loss"])
 
 
-def _publish(directory: Path, config: PretrainConfig, plan: _Plan, corpus: Corpus, tracker: Tracker, output: str) -> None:
+def _publish(
+    directory: Path, config: PretrainConfig, plan: _Plan, corpus: Corpus, tracker: Tracker, output: str
+) -> None:
     """Turn a checkpoint into a model directory."""
     from safetensors.torch import load_model
 
@@ -267,7 +271,7 @@ def _train_worker(settings: dict[str, Any]) -> None:
         with checkpoint.as_directory() as directory:
             loop.load(Path(directory), model)
 
-    def report(metrics: dict[str, float], due: bool) -> None:  # noqa: FBT001
+    def report(metrics: dict[str, float], due: bool) -> None:
         with tempfile.TemporaryDirectory() as folder:
             if due and rank == 0:
                 loop.save(Path(folder), model)

@@ -27,7 +27,7 @@ def report_relay(tracker: Tracker, steps: int) -> tuple[Any, Any]:
     class Relay(UserCallback):  # type: ignore[misc]
         """Records and passes on the reports of rank 0."""
 
-        def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:  # noqa: ANN401, ARG002
+        def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:  # noqa: ANN401
             """Take one report."""
             values = dict(metrics[0])
             step = int(values.pop("step"))

@@ -1,0 +1,46 @@
+# Every target works on a fresh machine that has make and Python 3.11 or newer.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DATA ?=
+LABEL ?=
+VOCABULARY ?=
+OUTPUT ?= demo_output$(if $(DATA),_$(basename $(notdir $(DATA))))
+
+.PHONY: setup demo test lint bench lock clean
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "cellray needs Python 3.11 or newer; found $$($(PYTHON) --version). Name one: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable . --group dev
+	touch $@
+
+demo: setup
+	$(BIN)/python -m jobs.demo --output "$(OUTPUT)" \
+	  $(if $(DATA),--data "$(DATA)") $(if $(LABEL),--label "$(LABEL)") $(if $(VOCABULARY),--vocabulary "$(VOCABULARY)")
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup
+	$(BIN)/python -m tests.benchmarks.encoding
+	$(BIN)/python -m tests.benchmarks.embedding
+	$(BIN)/python -m tests.benchmarks.import_time
+
+# Writes the versions of this environment as the ones everybody gets; run the tests before you commit them.
+lock: setup
+	$(BIN)/python -m pip freeze --exclude-editable | sed -E 's/\+cpu$$//; /@ file:/d' > constraints.txt
+
+clean:
+	rm -rf $(VENV) demo_output* .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,109 @@
+"""The command lines: exit status, one line on standard error, the last line; and the restored demo cells."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pytest
+
+from cellray.config import JobConfig
+from cellray.data import demo_data
+from cellray.errors import InputError
+from cellray.vocabulary import GeneVocabulary
+from jobs import build_vocabulary, demo, embed_cells, tokenize_corpus
+from jobs._run import run_job
+from tests.conftest import REPOSITORY
+
+
+def run(name: str, config_class: type[JobConfig], main: Callable[..., str], *argv: str) -> int:
+    """Run a job in this process and return its exit status."""
+    try:
+        run_job(name, config_class, main, argv)
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+@pytest.mark.parametrize("job", ["build_vocabulary", "tokenize_corpus", "pretrain", "embed_cells", "demo"])
+def test_help_of_every_job(job: str) -> None:
+    shown = subprocess.run(
+        [sys.executable, "-m", f"jobs.{job}", "--help"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    assert f"usage: python -m jobs.{job}" in shown.stdout
+    assert "--output" in shown.stdout
+
+
+def test_a_vocabulary_from_counts_says_what_it_wrote(
+    ray_session: None, make_h5ad: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = str(tmp_path / "v.json")
+    status = run(
+        "build_vocabulary",
+        build_vocabulary.BuildVocabularyConfig,
+        build_vocabulary.main,
+        "--source",
+        str(make_h5ad()),
+        "--output",
+        output,
+    )
+    assert status == 0
+    assert capsys.readouterr().out.startswith(
+        f"wrote {output}: 40 genes (40 with a median), ids: ensembl, input size 2,048"
+    )
+    assert len(GeneVocabulary.load(output).genes) == 40
+
+
+def test_bad_input_ends_with_status_two_and_one_line(
+    tmp_path: Path, vocabulary: GeneVocabulary, ray_session: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vocabulary.save(str(tmp_path / "v.json"))
+    (tmp_path / "cells.h5ad").write_bytes(b"no HDF5 at all")
+    argv = [
+        "--source",
+        str(tmp_path / "cells.h5ad"),
+        "--vocabulary",
+        str(tmp_path / "v.json"),
+        "--output",
+        str(tmp_path / "c"),
+    ]
+    assert run("tokenize_corpus", tokenize_corpus.TokenizeConfig, tokenize_corpus.main, *argv) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1
+    assert "cells.h5ad: the file must be a whole HDF5 file" in printed.err
+    assert run("tokenize_corpus", tokenize_corpus.TokenizeConfig, tokenize_corpus.main, *argv, "--colour", "red") == 2
+    assert "--colour" in capsys.readouterr().err
+
+
+def test_options_that_belong_together(capsys: pytest.CaptureFixture[str]) -> None:
+    config = build_vocabulary.BuildVocabularyConfig
+    assert run("build_vocabulary", config, build_vocabulary.main, "--output", "v") == 2
+    assert "give either --source or --from-geneformer" in capsys.readouterr().err
+    embed = embed_cells.EmbedConfig(corpus="c", model="m", output="o", umap="u.png")
+    with pytest.raises(InputError, match="--umap: goes together with --label"):
+        embed_cells.main(embed)
+    with pytest.raises(InputError, match="--data: needs --label"):
+        demo.main(demo.DemoConfig(data="x.h5ad"))
+
+
+def test_unexpected_errors_say_how_to_learn_more(capsys: pytest.CaptureFixture[str]) -> None:
+    class Options(JobConfig):
+        """None."""
+
+    def fail(config: Options) -> str:
+        raise RuntimeError("disk on fire\nsecond line")
+
+    assert run("x", Options, fail) == 1
+    assert capsys.readouterr().err == "error: RuntimeError: disk on fire (set CELLRAY_TRACEBACK=1 for the traceback)\n"
+
+
+def test_the_demo_cells_are_whole_counts(tmp_path: Path) -> None:
+    demo_data.restore_pbmc(tmp_path / "pbmc.h5ad")
+    adata = anndata.read_h5ad(tmp_path / "pbmc.h5ad")
+    assert adata.shape == (700, 765)
+    assert np.array_equal(adata.X.data, np.rint(adata.X.data))
+    assert adata.X.data.min() == 1
+    assert (adata.obs["n_counts"] >= adata.X.sum(1).A1).all()

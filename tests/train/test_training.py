@@ -1,0 +1,192 @@
+"""Masking, the loss, the loop; and one real run on Ray Train."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mlflow import MlflowClient
+from transformers import AutoModelForMaskedLM, BertForMaskedLM
+
+from cellray.data.corpus import Corpus
+from cellray.data.tokenization import TokenizeConfig, tokenize_corpus
+from cellray.errors import InputError
+from cellray.model.checkpoint import ModelDirectory
+from cellray.model.presets import bert_config
+from cellray.train.loop import Batch, Loop, LoopConfig
+from cellray.train.objectives import NOT_MASKED, GeneMasker, MaskedBatch, MaskedGeneLoss, step_generator
+from cellray.train.pretrain import PretrainConfig, pretrain, write_initial_model
+from cellray.vocabulary import GeneVocabulary
+
+CPU = torch.device("cpu")
+
+
+def test_masking_has_the_stated_shares_and_spares_special_tokens(vocabulary_v2: GeneVocabulary) -> None:
+    tokens_nl = torch.randint(4, 34, (2000, 102))
+    tokens_nl[:, 0], tokens_nl[:, -1] = 2, 0
+    batch = GeneMasker(vocabulary_v2, 0.15, CPU)(tokens_nl, step_generator(0, 0, 0, CPU))
+    chosen = batch.labels_nl != NOT_MASKED
+    assert torch.equal(batch.labels_nl[chosen], tokens_nl[chosen])
+    assert torch.equal(batch.input_ids_nl[~chosen], tokens_nl[~chosen])
+    assert not chosen[:, [0, -1]].any()
+    assert float(chosen[:, 1:-1].float().mean()) == pytest.approx(0.15, abs=0.003)
+    inputs, labels = batch.input_ids_nl[chosen], batch.labels_nl[chosen]
+    assert float((inputs == 1).float().mean()) == pytest.approx(0.8, abs=0.01)
+    # 10 % stay, and one draw in thirty hits the gene itself
+    assert float((inputs == labels).float().mean()) == pytest.approx(0.1 + 0.1 / 30, abs=0.006)
+    drawn = inputs[(inputs != 1) & (inputs != labels)]
+    assert drawn.min() == 4
+    assert drawn.max() == 33
+
+
+def test_masks_depend_on_seed_step_and_rank_alone(vocabulary: GeneVocabulary) -> None:
+    masker, tokens_nl = GeneMasker(vocabulary, 0.5, CPU), torch.randint(2, 32, (4, 16))
+
+    def masks(seed: int, step: int, rank: int) -> list[list[int]]:
+        return masker(tokens_nl, step_generator(seed, step, rank, CPU)).input_ids_nl.tolist()  # type: ignore[no-any-return]
+
+    assert masks(1, 2, 3) == masks(1, 2, 3)
+    assert len({str(masks(*key)) for key in ((1, 2, 3), (2, 2, 3), (1, 3, 3), (1, 2, 4))}) == 4
+
+
+def test_the_loss_is_that_of_the_whole_head(vocabulary: GeneVocabulary) -> None:
+    torch.manual_seed(0)
+    model = BertForMaskedLM(bert_config("tiny", vocabulary, 16)).eval()
+    tokens_nl = torch.randint(2, 32, (3, 16))
+    tokens_nl[1, 9:] = 0
+    batch = GeneMasker(vocabulary, 0.3, CPU)(tokens_nl, step_generator(0, 0, 0, CPU))
+    expected = model(batch.input_ids_nl, attention_mask=batch.input_ids_nl != 0, labels=batch.labels_nl).loss
+    total, count = MaskedGeneLoss(model, vocabulary)(batch)
+    assert (total / count).item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+def make_loop(vocabulary: GeneVocabulary, steps: int, **changes: object) -> tuple[Loop, BertForMaskedLM]:
+    torch.manual_seed(0)
+    config = bert_config("tiny", vocabulary, 16)
+    config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
+    model = BertForMaskedLM(config)
+    numbers = {
+        "steps": steps,
+        "learning_rate": 1e-3,
+        "schedule": "linear",
+        "warmup_steps": 2,
+        "weight_decay": 0.01,
+        "max_grad_norm": 1.0,
+        "validate_every": 5,
+        "log_every": 2,
+        "seed": 0,
+    }
+    loop_config = LoopConfig(**(numbers | changes))  # type: ignore[arg-type]
+    return Loop(MaskedGeneLoss(model, vocabulary), GeneMasker(vocabulary, 0.3, CPU), loop_config, CPU), model
+
+
+def batches(count: int, skip: int = 0) -> list[Iterator[Batch]]:
+    rng = np.random.default_rng(0)
+    made = [Batch(torch.from_numpy(rng.integers(2, 32, (4, 12))), 48) for _ in range(count)]
+    return [iter(made[skip:])]
+
+
+def test_training_reports_validates_and_learns(vocabulary: GeneVocabulary) -> None:
+    loop, _ = make_loop(vocabulary, 40, learning_rate=5e-3)
+    same = Batch(torch.arange(2, 14).repeat(4, 1), 48)  # always the same cell: it can be learnt by heart
+    reports: list[tuple[dict[str, float], bool]] = []
+    loop.run([iter([same] * 100)], lambda: [same], lambda metrics, due: reports.append((metrics, due)))
+    assert loop.step == 40
+    assert [metrics["step"] for metrics, due in reports if due] == [5, 10, 15, 20, 25, 30, 35, 40]
+    losses = [metrics["validation_loss"] for metrics, due in reports if due]
+    assert losses[-1] < losses[0] / 2
+    assert reports[-1][0]["learning_rate"] == 0.0
+    assert all(metrics["tokens_per_s"] > metrics["cells_per_s"] > 0 for metrics, _ in reports)
+
+
+def test_stop_and_go_is_as_going_straight(vocabulary: GeneVocabulary, tmp_path: Path) -> None:
+    straight, model = make_loop(vocabulary, 8)
+    straight.run(batches(8), list, lambda *_: None)
+    first, first_model = make_loop(vocabulary, 8)
+
+    class StopError(Exception):
+        pass
+
+    def stop_at_five(metrics: dict[str, float], due: bool) -> None:
+        if metrics["step"] == 5:
+            first.save(tmp_path, first_model)
+            raise StopError
+
+    with pytest.raises(StopError):
+        first.run(batches(8), list, stop_at_five)
+    second, second_model = make_loop(vocabulary, 8)
+    second.load(tmp_path, second_model)
+    second.run(batches(8, skip=5), list, lambda *_: None)
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, second_model.state_dict()[name]), name
+    assert {p.suffix for p in tmp_path.iterdir()} == {".safetensors", ".json"}
+
+
+def test_a_loss_that_is_not_finite_stops_training(vocabulary: GeneVocabulary) -> None:
+    loop, model = make_loop(vocabulary, 3)
+    with torch.no_grad():
+        model.bert.embeddings.word_embeddings.weight.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="loss became nan at step 0"):
+        loop.run(batches(3), list, lambda *_: None)
+
+
+def test_nothing_masked_is_no_loss(vocabulary: GeneVocabulary) -> None:
+    _loop, model = make_loop(vocabulary, 1)
+    nothing = MaskedBatch(torch.full((1, 4), 5), torch.full((1, 4), NOT_MASKED))
+    total, count = MaskedGeneLoss(model, vocabulary)(nothing)
+    assert (total.item(), count.item()) == (0.0, 0)
+
+
+@pytest.fixture
+def corpus(make_h5ad: Callable[..., Path], vocabulary: GeneVocabulary, tmp_path: Path) -> str:
+    vocabulary.save(str(tmp_path / "vocabulary.json"))
+    output = str(tmp_path / "corpus")
+    source = (str(make_h5ad(cells=200)),)
+    tokenize_corpus(TokenizeConfig(source=source, vocabulary=str(tmp_path / "vocabulary.json"), output=output))
+    return output
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_pretraining_makes_a_model_and_a_record(corpus: str, tmp_path: Path) -> None:
+    store = f"sqlite:///{tmp_path}/mlflow.db"
+    config = PretrainConfig(
+        corpus=corpus,
+        output=str(tmp_path / "model"),
+        max_steps=24,
+        batch_size=16,
+        validate_every=12,
+        log_every=6,
+        validation_fraction=0.1,
+        learning_rate=3e-3,
+        tracking_uri=store,
+        experiment="tests",
+    )
+    result = pretrain(config)
+    assert result.steps == 24
+    model = ModelDirectory.open(result.uri)
+    assert model.provenance["corpus_digest"] == Corpus.open(corpus).manifest.digest
+    assert AutoModelForMaskedLM.from_pretrained(result.uri).config.num_hidden_layers == 3
+    client = MlflowClient(store)
+    (run,) = client.search_runs([client.get_experiment_by_name("tests").experiment_id])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["learning_rate"] == "0.003"
+    assert run.data.tags["corpus_digest"] == model.provenance["corpus_digest"]
+    history = client.get_metric_history(run.info.run_id, "validation_loss")
+    assert [point.step for point in history] == [12, 24]
+    assert history[-1].value == pytest.approx(result.validation_loss)
+    assert [p.step for p in client.get_metric_history(run.info.run_id, "train_loss")] == [6, 12, 18, 24]
+    write_initial_model(config, str(tmp_path / "initial"))
+    assert ModelDirectory.open(str(tmp_path / "initial")).digest != model.digest
+    with pytest.raises(InputError, match="the output must not hold a model yet"):
+        pretrain(config)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_corpus_too_small_to_train_on(corpus: str, tmp_path: Path) -> None:
+    config = PretrainConfig(corpus=corpus, output=str(tmp_path / "m"), batch_size=500, tracking_uri="none")
+    with pytest.raises(InputError, match="training needs at least 500 cells for one step"):
+        pretrain(config)
+    with pytest.raises(InputError, match="--preset: must be one of tiny"):
+        pretrain(config.model_copy(update={"batch_size": 4, "preset": "huge"}))
+    assert not (tmp_path / "m").exists()
