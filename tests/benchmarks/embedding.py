@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from transformers import BertForMaskedLM
 
 from cellray.data.collate import TokenRows
-from cellray.infer.embed import EmbedConfig, embed_rows
+from cellray.infer.embed import TOKEN_BUDGET, embed_rows
 from cellray.model.checkpoint import ModelDirectory, save_model
 from cellray.model.encoder import load_encoder
 from cellray.model.pooling import is_gene_token
@@ -25,7 +25,7 @@ def main() -> None:
     rng = np.random.default_rng(0)
     ids_nl = np.stack([rng.choice(V1_GENES, TOKENS, replace=False) + 2 for _ in range(CELLS)])
     rows = TokenRows(ids_nl.astype(np.uint16).reshape(-1), np.arange(CELLS + 1) * TOKENS)
-    gene_v, budget = is_gene_token(vocabulary), EmbedConfig.model_fields["token_budget"].default
+    gene_v, budget = is_gene_token(vocabulary), TOKEN_BUDGET["cpu"]
     torch.manual_seed(0)
     model = BertForMaskedLM(bert_config("v1-10m", vocabulary, 2048)).eval()
     with tempfile.TemporaryDirectory() as folder:
