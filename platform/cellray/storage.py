@@ -64,8 +64,33 @@ def exists(uri: str) -> bool:
     return bool(fs.exists(path))
 
 
+def is_directory(uri: str) -> bool:
+    """Tell whether a URI names a folder."""
+    fs, path = filesystem(uri)
+    return bool(fs.isdir(path))
+
+
+def glob(pattern: str) -> list[str]:
+    """Return the URIs that match a pattern, sorted."""
+    fs, path = filesystem(pattern)
+    return sorted(str(fs.unstrip_protocol(name)) if "://" in pattern else str(name) for name in fs.glob(path))
+
+
+def walk(uri: str) -> list[str]:
+    """Return the URIs of all files below a folder, sorted; a Zarr store counts as one file."""
+    fs, path = filesystem(uri)
+    names = {_store(str(name)) for name in fs.find(path)}
+    return sorted(str(fs.unstrip_protocol(name)) if "://" in uri else name for name in names)
+
+
+def _store(name: str) -> str:
+    """Cut the name of a file within a Zarr store after the store's own."""
+    head, mark, _ = name.partition(".zarr/")
+    return head + mark.rstrip("/")
+
+
 def stamp(uri: str) -> FileStamp:
-    """Return size and version of a file.
+    """Return size and version of a file, or of all files of a folder together.
 
     Raises
     ------
@@ -77,8 +102,17 @@ def stamp(uri: str) -> FileStamp:
         info = fs.info(path)
     except (FileNotFoundError, PermissionError) as error:
         raise InputError(uri, "the file must exist and be readable", type(error).__name__, "Check the path.") from None
+    if info.get("type") == "directory":
+        found = fs.find(path, detail=True)
+        parts = [[name.removeprefix(path), each["size"], _version(each)] for name, each in sorted(found.items())]
+        return FileStamp(sum(int(part[1]) for part in parts), sha256_json(parts))
+    return FileStamp(int(info["size"]), _version(info))
+
+
+def _version(info: dict[str, Any]) -> str:
+    """Return what an object store or a disk says of a file's version."""
     version = info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("LastModified") or ""
-    return FileStamp(int(info["size"]), str(version).strip('"'))
+    return str(version).strip('"')
 
 
 def read_bytes(uri: str) -> bytes:

@@ -18,6 +18,7 @@ from cellray.errors import InputError
 from cellray.rank_value import UNKNOWN_GENE
 from cellray.vocabulary import GeneVocabulary
 from tests.conftest import GENES, random_counts
+from tests.data.test_formats import read_rows
 
 Make = Callable[..., Path]
 
@@ -33,9 +34,7 @@ def test_row_ranges_are_those_of_anndata(make_h5ad: Make) -> None:
     with open_source(str(path)) as source:
         assert (source.n_cells, source.n_columns) == whole.shape
         for start, stop in ((0, 50), (7, 19), (49, 50), (3, 3)):
-            block = source.read(start, stop)
-            rows = sparse.csr_matrix((block.counts, block.columns, block.indptr), shape=(stop - start, 40))
-            assert np.array_equal(rows.toarray(), whole[start:stop])
+            assert np.array_equal(read_rows(source, start, stop), whole[start:stop])
         assert source.cell_names(2, 4).to_pylist() == ["cell2", "cell3"]
 
 
@@ -82,7 +81,7 @@ def test_layers_and_raw(make_h5ad: Make) -> None:
     for matrix, factor in (("layers/counts", 1), ("raw", 2)):
         with open_source(str(path), matrix) as source:
             assert source.matrices() == ["X", "raw", "layers/counts"]
-            assert source.read(0, 4).counts.sum() == counts.sum() * factor
+            assert read_rows(source, 0, 4).sum() == counts.sum() * factor
             assert len(source.var()) == 40
 
 
@@ -140,7 +139,7 @@ def _no_obs(path: Path) -> None:
         (_truncate, "must be a whole HDF5 file"),
         (_bad_indices, r"column indices of X must lie in 0\.\.39; found 0\.\.4000"),
         (_negative_indices, r"column indices of X must lie in 0\.\.39; found -1"),
-        (_bad_indptr, "row pointers of X must rise"),
+        (_bad_indptr, "the pointers of X must rise"),
         (_no_obs, "holds obs and var"),
         (Path.unlink, "must exist"),
     ],
@@ -156,13 +155,10 @@ def test_damaged_files(
 
 def test_only_known_formats_and_matrices(make_h5ad: Make, vocabulary: GeneVocabulary, tmp_path: Path) -> None:
     (tmp_path / "cells.csv").write_text("a")
-    with pytest.raises(InputError, match=r"ends in one of '\.h5ad'"):
+    with pytest.raises(InputError, match=r"ends in one of '\.h5', '\.h5ad', '\.loom'"):
         describe(tmp_path / "cells.csv", vocabulary)
     with pytest.raises(InputError, match="must hold 'layers/counts'; found 'X'"):
         describe(make_h5ad(), vocabulary, matrix="layers/counts")
-    for x, found in ((np.ones((3, 40)), "array"), (sparse.csc_matrix(np.ones((3, 40))), "csc_matrix")):
-        with pytest.raises(InputError, match=f"must be stored as a CSR matrix; found {found}"):
-            describe(make_h5ad(x=x), vocabulary)
 
 
 def test_missing_obs_columns_are_named(make_h5ad: Make, vocabulary: GeneVocabulary) -> None:
@@ -228,7 +224,7 @@ def test_gene_ids_come_from_the_column_asked_for(make_h5ad: Make) -> None:
 def test_columns_of_one_gene_are_summed(make_h5ad: Make) -> None:
     x = sparse.csr_matrix(np.array([[1, 2, 4, 8], [0, 3, 0, 5]], np.float32))
     with open_source(str(make_h5ad(x=x))) as source:
-        block = sum_duplicates(source.read(0, 2), np.array([1, 0, 1, -1], np.int32), 2)
+        block = sum_duplicates(next(source.blocks(0, 2, 9)), np.array([1, 0, 1, -1], np.int32), 2)
     assert block.columns.tolist() == [0, 1, 0]
     assert block.counts.tolist() == [2, 5, 3]
 
@@ -236,10 +232,10 @@ def test_columns_of_one_gene_are_summed(make_h5ad: Make) -> None:
 def test_an_unsorted_row_is_noticed(make_h5ad: Make) -> None:
     path = make_h5ad()
     with open_source(str(path)) as source:
-        assert check_block(source.read(0, 50), source).canonical
+        assert check_block(next(source.blocks(0, 50, 50)), source).canonical
     with h5py.File(path, "r+") as file:
         file["X/indices"][:2] = file["X/indices"][:2][::-1]
     with open_source(str(path)) as source:
-        totals = check_block(source.read(0, 50), source)
+        totals = check_block(next(source.blocks(0, 50, 50)), source)
         assert not totals.canonical
         assert np.array_equal(totals.n_counts, anndata.read_h5ad(path).X.toarray().sum(1))

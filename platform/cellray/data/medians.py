@@ -151,9 +151,8 @@ def _collect(
 def _scaled_counts(uri: str, columns: NDArray[np.int32], n_genes: int, config: MedianConfig) -> Iterator[pa.Table]:
     """Yield gene index and scaled count of the nonzero values of one source."""
     with open_source(uri, config.matrix) as source:
-        for start in range(0, source.n_cells, _READ_CELLS):
-            stop = min(start + _READ_CELLS, source.n_cells)
-            block = source.read(start, stop)
+        for block in source.blocks(0, source.n_cells, _READ_CELLS):
+            start, stop = block.start, block.start + block.n_cells
             sums = check_block(block, source).n_counts
             n_counts = total_counts(source, config.n_counts_column, start, stop, sums)
             block = sum_duplicates(block, columns, n_genes)

@@ -176,7 +176,7 @@ def describe_source(uri: str, config: TokenizeConfig, vocabulary: GeneVocabulary
             require_obs(source, [config.n_counts_column])
         stamp = storage.stamp(uri)
         mapping = _read_mapping(uri, stamp.version, config.matrix, config.gene_ids, vocabulary)
-        check_block(source.read(0, min(source.n_cells, READ_CELLS)), source)
+        check_block(next(source.blocks(0, min(source.n_cells, READ_CELLS), READ_CELLS)), source)
         return SourcePlan(uri, format_of(uri), stamp, source.n_cells, mapping.report, kinds)
 
 
@@ -218,8 +218,7 @@ class TokenizeWorker:
         mapping = _read_mapping(unit.uri, unit.version, options.matrix, options.gene_ids, options.vocabulary)
         part = open_part(self._schema)
         with open_source(unit.uri, options.matrix) as source:
-            for start in range(unit.start, unit.stop, READ_CELLS):
-                block = source.read(start, min(start + READ_CELLS, unit.stop))
+            for block in source.blocks(unit.start, unit.stop, READ_CELLS):
                 self._encode(source, block, mapping, part)
 
     def _encode(
