@@ -1,5 +1,6 @@
 """A finished token corpus: its manifest, its vocabulary, its cells as Ray Data or as tables."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -9,7 +10,7 @@ import pyarrow.parquet as pq
 from cellray import schema, storage
 from cellray.data.units import Unit
 from cellray.errors import InputError
-from cellray.schema import CorpusManifest
+from cellray.schema import CorpusManifest, PartRecord
 from cellray.vocabulary import GeneVocabulary
 
 
@@ -106,3 +107,15 @@ def read_rows(uri: str, start: int, stop: int, columns: list[str] | None = None)
             first = last
         table = file.read_row_groups(groups, columns=columns)
     return table.slice(start - (begin or 0), stop - start)
+
+
+def damaged_shards(corpus: Corpus, at_once: int = 8) -> list[str]:
+    """Return the shards that are missing or whose bytes are not those of the manifest, reading all of them."""
+
+    def broken(part: PartRecord) -> str | None:
+        uri = storage.join(corpus.uri, part.path)
+        whole = storage.exists(uri) and storage.sha256_file(uri) == part.sha256
+        return None if whole else part.path
+
+    with ThreadPoolExecutor(at_once) as threads:
+        return [path for path in threads.map(broken, corpus.manifest.parts) if path is not None]

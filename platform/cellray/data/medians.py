@@ -11,11 +11,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from cellray import storage
 from cellray.config import JobConfig
 from cellray.data import gene_ids
 from cellray.data.cells import filter_pass, total_counts
 from cellray.data.checks import check_block, sum_duplicates
+from cellray.data.locate import expand_sources
 from cellray.data.session import ensure_ray, plain_errors
 from cellray.data.source import CountSource, open_source, require_obs
 from cellray.errors import InputError
@@ -68,7 +68,7 @@ def build_vocabulary(config: MedianConfig) -> GeneVocabulary:
         A source breaks a rule, the sources use different kinds of gene ids, or there are more values than fit.
     """
     ensure_ray()
-    uris = [storage.absolute(uri) for uri in config.source]
+    uris = expand_sources(config.source)
     names: dict[str, int] = {}
     kinds: dict[str, IdType] = {}
     columns: list[NDArray[np.int32]] = []

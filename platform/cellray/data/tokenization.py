@@ -19,6 +19,7 @@ from cellray.config import JobConfig
 from cellray.data import gene_ids
 from cellray.data.cells import filter_pass, total_counts
 from cellray.data.checks import check_block, sum_duplicates
+from cellray.data.locate import expand_sources
 from cellray.data.session import ensure_ray, plain_errors
 from cellray.data.source import CountBlock, CountSource, format_of, open_source, require_obs
 from cellray.data.units import PartWriter, Pool, Unit, finished, publish_manifest, run_units
@@ -184,10 +185,7 @@ def _describe_sources(config: TokenizeConfig, vocabulary: GeneVocabulary) -> lis
     """Describe all sources, a Ray task each, in their order."""
     import ray
 
-    uris = [storage.absolute(uri) for uri in config.source]
-    repeated = {uri for uri in uris if uris.count(uri) > 1}
-    if repeated:
-        raise InputError("--source", "a file may be named once", listing(repeated), "Remove the repetition.")
+    uris = expand_sources(config.source)
     describe = ray.remote(describe_source)
     shared = ray.put(vocabulary)
     plans: list[SourcePlan] = ray.get([describe.remote(uri, config, shared) for uri in uris])
