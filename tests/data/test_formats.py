@@ -74,7 +74,11 @@ def loom(folder: Path) -> Path:
 
 def tenx_h5(folder: Path) -> Path:
     with h5py.File(folder / "cells.h5", "w") as file:
-        for name, values in (("data", COUNTS.data.astype(np.int32)), ("indices", COUNTS.indices), ("indptr", COUNTS.indptr)):
+        for name, values in (
+            ("data", COUNTS.data.astype(np.int32)),
+            ("indices", COUNTS.indices),
+            ("indptr", COUNTS.indptr),
+        ):
             file[f"matrix/{name}"] = values
         file["matrix/shape"] = [40, CELLS]
         file["matrix/barcodes"] = np.array(NAMES, "S")
@@ -138,7 +142,9 @@ def test_names_and_genes(path: Path) -> None:
             assert set(source.obs_kinds().values()) == {"text"}
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # zarr leaves its S3 session to the collector
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # zarr leaves its S3 session to the collector
 def test_on_s3(path: Path, bucket: str) -> None:
     fs, _ = storage.filesystem(bucket)
     folder = path.parent
@@ -162,7 +168,7 @@ def test_folders_globs_and_lists_name_files(tmp_path: Path) -> None:
     in_a = [str(tmp_path / "a" / name) for name in ("1.h5ad", "2.h5ad", "s.zarr")]
     assert expand_sources([str(tmp_path / "a")]) == in_a
     assert expand_sources([str(tmp_path / "all.txt")]) == [str(tmp_path / "b.loom"), *in_a[:2]]
-    with pytest.raises(InputError, match="may be named once; found '.*1.h5ad'"):
+    with pytest.raises(InputError, match=r"may be named once; found '.*1\.h5ad'"):
         expand_sources([str(tmp_path / "a"), in_a[0]])
     with pytest.raises(InputError, match="there must be files ending in"):
         expand_sources([str(tmp_path / "a" / "*.csv")])

@@ -107,6 +107,58 @@ def test_what_is_no_raw_count_is_refused(
     describe(path, vocabulary, matrix="layers/counts")
 
 
+def test_categories_as_old_files_store_them(make_h5ad: Make) -> None:
+    path = make_h5ad(x=random_counts(3, 40), obs={"kind": ["x", "y", "z"]})
+    with h5py.File(path, "r+") as file:
+        del file["obs/kind"]
+        file["obs/__categories/kind"] = np.array(["a", "b"], "S")
+        file["obs/kind"] = np.array([1, 0, -1], np.int8)
+        file["obs/kind"].attrs["categories"] = file["obs/__categories/kind"].ref
+    with open_source(str(path)) as source:
+        assert source.obs_kinds() == {"kind": "text"}
+        assert source.obs("kind", 0, 3).to_pylist() == ["b", "a", None]
+
+
+@pytest.mark.parametrize("dtype", ["<f2", ">f4", ">i4", "u8", "?", "i1"])
+def test_counts_of_any_number_type(make_h5ad: Make, vocabulary: GeneVocabulary, dtype: str) -> None:
+    counts = random_counts(5, 40)
+    counts.data = np.minimum(counts.data, 1)
+    path = make_h5ad(x=counts)
+    with h5py.File(path, "r+") as file:
+        for name, kind in (("data", dtype), ("indices", ">i8" if dtype == "u8" else "i8")):
+            values = file[f"X/{name}"][:]
+            del file[f"X/{name}"]
+            file[f"X/{name}"] = values.astype(kind)
+    describe(path, vocabulary)
+    with open_source(str(path)) as source:
+        assert np.array_equal(read_rows(source, 0, 5), counts.toarray())
+
+
+def _short_obs(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        names = file["obs/_index"][:-1]
+        del file["obs/_index"]
+        file["obs/_index"] = names
+
+
+def _huge_indptr(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        del file["X/indptr"]
+        file.create_dataset("X/indptr", (1 << 40,), "i8", chunks=(1 << 16,))
+
+
+def _text_counts(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        size = len(file["X/data"])
+        del file["X/data"]
+        file["X/data"] = np.array(["x"] * size, "S")
+
+
+def _no_index(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        del file["obs"].attrs["_index"]
+
+
 def _truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
@@ -141,6 +193,10 @@ def _no_obs(path: Path) -> None:
         (_negative_indices, r"column indices of X must lie in 0\.\.39; found -1"),
         (_bad_indptr, "the pointers of X must rise"),
         (_no_obs, "holds obs and var"),
+        (_short_obs, "obs must have a row for each cell; found 49 for 50"),
+        (_huge_indptr, "must have one pointer more than"),
+        (_text_counts, "cells 0-50 must be readable; found values of type"),
+        (_no_index, "must be a whole AnnData file"),
         (Path.unlink, "must exist"),
     ],
 )

@@ -1,16 +1,18 @@
 """Reads cell ranges of AnnData files, `.h5ad` and `.zarr`, local or remote, without loading the file.
 
-Knows AnnData's on-disk layout (CSR, CSC and dense matrices; string, categorical and nullable columns), which is the same
-in HDF5 and in Zarr, and nothing of genes.
+Knows AnnData's on-disk layout (CSR, CSC and dense matrices; string, categorical and nullable columns), which is the
+same in HDF5 and in Zarr, and nothing of genes.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Self
 
 import h5py
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from anndata._io.specs.registry import IORegistryError
 from anndata.io import read_elem
 
 from cellray import storage
@@ -20,7 +22,11 @@ from cellray.errors import InputError, listing
 
 KIND_OF_DTYPE = {"b": "flag", "i": "integer", "u": "integer", "f": "real"}
 FIX = "Write the file again with anndata, or copy it again if a transfer was cut off."
-_BROKEN = (KeyError, OSError, ValueError, TypeError, IndexError, AttributeError, OverflowError, RuntimeError)
+_BROKEN = (
+    *(KeyError, OSError, ValueError, TypeError, IndexError, AttributeError, OverflowError, RuntimeError, MemoryError),
+    *(pa.ArrowException, IORegistryError),
+)
+"""What reading a damaged or unknown file has been seen to raise, in h5py, zarr, anndata and pyarrow."""
 
 
 class AnnDataSource:
@@ -71,10 +77,8 @@ class AnnDataSource:
     def var(self) -> pd.DataFrame:
         """Return the table of the matrix's columns."""
         path = "raw/var" if self.matrix == "raw" else "var"
-        try:
+        with self._readable(path):
             table: pd.DataFrame = read_elem(self._root[path])
-        except _BROKEN as error:
-            raise InputError(self.uri, f"{path} must be readable", first_line(error), FIX) from None
         if len(table) != self.n_columns:
             found = f"{len(table)} for {self.n_columns}"
             raise InputError(self.uri, "var must have a row for each column of the matrix", found, FIX)
@@ -87,15 +91,20 @@ class AnnDataSource:
 
     def cell_names(self, start: int, stop: int) -> pa.Array:
         """Return the obs index as strings."""
-        obs = self._root["obs"]
-        index = obs[obs.attrs["_index"]]
-        if not _is_array(index):  # nullable strings or a categorical
-            return pa.array(pd.Series(read_elem(index)[start:stop]).astype("string"), pa.string(), from_pandas=True)
-        values = index[start:stop]
-        return _text(values) if _is_text(index) else pa.array(values.astype(str), pa.string())
+        with self._readable("the obs index"):
+            obs = self._root["obs"]
+            index = obs[obs.attrs["_index"]]
+            if not _is_array(index):  # nullable strings or a categorical
+                return pa.array(pd.Series(read_elem(index)[start:stop]).astype("string"), pa.string(), from_pandas=True)
+            values = index[start:stop]
+            return _text(values) if _is_text(index) else pa.array(values.astype(str), pa.string())
 
     def obs(self, column: str, start: int, stop: int) -> pa.Array:
         """Return rows of an obs column; missing values are null."""
+        with self._readable(f"obs column {column!r}"):
+            return self._obs(column, start, stop)
+
+    def _obs(self, column: str, start: int, stop: int) -> pa.Array:
         node = self._root["obs"][column]
         if _is_array(node) and "categories" in node.attrs:  # written by anndata before 0.8
             return _take(self._root[node.attrs["categories"]][:], node[start:stop])
@@ -108,12 +117,18 @@ class AnnDataSource:
 
     def blocks(self, start: int, stop: int, cells: int) -> Iterator[CountBlock]:
         """Yield rows of the matrix, at most `cells` at a time."""
-        try:
+        with self._readable(f"cells {start}-{stop}"):
             yield from self._rows.blocks(start, stop, cells)
+
+    @contextmanager
+    def _readable(self, what: str) -> Iterator[None]:
+        """Turn whatever a damaged file makes its readers raise into one clear error."""
+        try:
+            yield
+        except InputError:
+            raise
         except _BROKEN as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(self.uri, f"cells {start}-{stop} must be readable", first_line(error), FIX) from None
+            raise InputError(self.uri, f"{what} must be readable", first_line(error), FIX) from None
 
     def _open_matrix(self) -> MatrixRows:
         """Return a reader of the wanted matrix."""
@@ -131,14 +146,18 @@ class AnnDataSource:
             raise InputError(self.uri, f"{self.matrix} must be CSR, CSC or dense", encoding, FIX)
         shape = node.attrs.get("shape", node.attrs.get("h5sparse_shape"))
         n_cells, n_columns = (int(n) for n in shape)
+        side = n_cells if encoding == "csr" else n_columns
+        if int(node["indptr"].shape[0]) != side + 1:  # before it is read: a small file can declare a huge array
+            found = f"{node['indptr'].shape[0]} pointers for a side of {side}"
+            raise InputError(self.uri, f"{self.matrix} must have one pointer more than {encoding} rows", found, FIX)
         indptr = node["indptr"][:].astype(np.int64)
-        self._check_pointers(indptr, n_cells if encoding == "csr" else n_columns, node)
+        self._check_pointers(indptr, side, node)
         return (CsrRows if encoding == "csr" else CscRows)(node["data"], node["indices"], indptr, (n_cells, n_columns))
 
     def _check_pointers(self, indptr: np.ndarray[Any, Any], length: int, node: Any) -> None:  # noqa: ANN401
         """Check pointers against the arrays they point into."""
         stored = {int(node["data"].shape[0]), int(node["indices"].shape[0])}
-        if len(indptr) != length + 1 or indptr[0] != 0 or np.any(np.diff(indptr) < 0) or stored != {int(indptr[-1])}:
+        if indptr[0] != 0 or np.any(np.diff(indptr) < 0) or stored != {int(indptr[-1])}:
             raise InputError(
                 self.uri,
                 f"the pointers of {self.matrix} must rise from 0 to the number of stored values",
@@ -177,8 +196,8 @@ def open_hdf5(uri: str) -> tuple[h5py.File, Callable[[], None]]:
     """Open an HDF5 file for reading; returns it and what closes it."""
     if storage.stamp(uri).size == 0:
         raise InputError(uri, "the file must hold data", "an empty file", FIX)
-    fs, path = storage.filesystem(uri)
-    stream = None if storage.is_local(uri) else fs.open(path, "rb")
+    _, path = storage.filesystem(uri)
+    stream = None if storage.is_local(uri) else storage.open_scattered(uri)
     try:
         file = h5py.File(path if stream is None else stream, "r")
     except OSError as error:
@@ -210,8 +229,8 @@ def _is_text(node: Any) -> bool:  # noqa: ANN401
 def _kind(node: Any) -> str:  # noqa: ANN401
     """Return the kind of an obs column."""
     if not _is_array(node):
-        part = node["categories"] if "categories" in node else node["values"] if "values" in node else None
-        return "text" if part is None else _kind(part)
+        part = next((name for name in ("categories", "values") if name in node), None)
+        return "text" if part is None else _kind(node[part])
     return "text" if "categories" in node.attrs else KIND_OF_DTYPE.get(node.dtype.kind, "text")
 
 

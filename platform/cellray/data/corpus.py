@@ -57,12 +57,6 @@ class Corpus:
         """The shards that hold cells, in the corpus's order."""
         return [storage.join(self.uri, part.path) for part in self.manifest.parts if part.rows]
 
-    def dataset(self, columns: list[str] | None = None) -> Any:  # noqa: ANN401  # a ray.data.Dataset; Ray is imported late
-        """Return the cells as a Ray Dataset, shard by shard; `columns` limits what is read."""
-        import ray
-
-        return ray.data.read_parquet(self.shard_uris, columns=columns, file_extensions=None)
-
     def require_column(self, column: str, option: str) -> None:
         """Check that the corpus kept an obs column.
 
@@ -96,8 +90,7 @@ class Corpus:
 
 def read_rows(uri: str, start: int, stop: int, columns: list[str] | None = None) -> pa.Table:
     """Read rows `start .. stop` of a shard, touching only the row groups they lie in."""
-    fs, path = storage.filesystem(uri)
-    with fs.open(path, "rb") as stream, pq.ParquetFile(stream, page_checksum_verification=True) as file:
+    with storage.open_scattered(uri) as stream, pq.ParquetFile(stream, page_checksum_verification=True) as file:
         groups, first, begin = [], 0, None
         for i in range(file.num_row_groups):
             last = first + file.metadata.row_group(i).num_rows

@@ -54,7 +54,9 @@ class LoomSource:
     def var(self) -> pd.DataFrame:
         """Return the row attributes, indexed by the genes' names; `Accession` becomes `ensembl_id`."""
         attributes = self._file["row_attrs"]
-        columns = {name: _values(attributes[name], 0, self.n_columns) for name in attributes if attributes[name].ndim == 1}
+        columns = {
+            name: _values(attributes[name], 0, self.n_columns) for name in attributes if attributes[name].ndim == 1
+        }
         table = pd.DataFrame({name: values.to_pandas() for name, values in columns.items()})
         index = next((name for name in _GENE_NAMES if name in table), None)
         if "Accession" in table:

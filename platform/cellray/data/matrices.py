@@ -38,7 +38,7 @@ class CsrRows:
             last = min(first + cells, stop)
             a, b = int(self._indptr[first]), int(self._indptr[last])
             indptr = self._indptr[first : last + 1] - a
-            yield CountBlock(self._data[a:b], self._indices[a:b], indptr, self.shape[1], first)
+            yield CountBlock(native(self._data[a:b]), native(self._indices[a:b]), indptr, self.shape[1], first)
 
 
 class CscRows:
@@ -65,10 +65,10 @@ class CscRows:
 
     def _within(self, a: int, b: int, start: int, stop: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
         """Return row (from `start`), column and value of the stored values `a .. b` that belong to the wanted cells."""
-        rows = self._indices[a:b]
+        rows = native(self._indices[a:b])
         wanted = np.flatnonzero((rows >= start) & (rows < stop))
         columns = np.searchsorted(self._indptr, wanted + a, side="right") - 1
-        return rows[wanted].astype(np.int64) - start, columns, self._data[a:b][wanted]
+        return rows[wanted].astype(np.int64) - start, columns, native(self._data[a:b])[wanted]
 
 
 class DenseRows:
@@ -88,8 +88,23 @@ class DenseRows:
         for first in range(start, stop, step):
             last = min(first + step, stop)
             dense = self._array[:, first:last].T if self._transposed else self._array[first:last]
-            matrix = sparse.csr_matrix(np.asarray(dense))
+            matrix = sparse.csr_matrix(native(np.asarray(dense)))
             yield CountBlock(matrix.data, matrix.indices, matrix.indptr, self.shape[1], first)
+
+
+def native(values: NDArray[Any]) -> NDArray[Any]:
+    """Return numbers in a type the compiled code takes: this machine's byte order, no half precision.
+
+    Raises
+    ------
+    TypeError
+        These are no numbers.
+    """
+    if values.dtype.kind not in "biuf":
+        raise TypeError(f"values of type {values.dtype}, not numbers")
+    if values.dtype == np.float16 or values.dtype.itemsize > 8:
+        return values.astype(np.float64)
+    return values.astype(values.dtype.newbyteorder("="), copy=False)
 
 
 def pieces(matrix: sparse.csr_matrix, start: int, cells: int) -> Iterator[CountBlock]:

@@ -32,7 +32,9 @@ class TenxSource:
     Features that are not genes (antibodies, guides) stay columns without a gene id.
     """
 
-    def __init__(self, uri: str, rows: CsrRows, var: pd.DataFrame, barcodes: list[str], close: Callable[[], None]) -> None:
+    def __init__(
+        self, uri: str, rows: CsrRows, var: pd.DataFrame, barcodes: list[str], close: Callable[[], None]
+    ) -> None:
         self.uri, self.matrix = uri, "X"
         self._rows, self._var, self._barcodes, self._close = rows, var, barcodes, close
         self.n_cells, self.n_columns = rows.shape
@@ -63,7 +65,7 @@ class TenxSource:
         """Return the barcodes."""
         return pa.array(self._barcodes[start:stop], pa.string())
 
-    def obs(self, column: str, start: int, stop: int) -> pa.Array:  # noqa: ARG002  # the contract's signature
+    def obs(self, column: str, start: int, stop: int) -> pa.Array:  # the contract's signature
         """Refuse: there are no obs columns."""
         raise InputError(self.uri, "a Cell Ranger matrix has no obs columns", repr(column), "Leave --obs-columns out.")
 
@@ -88,7 +90,9 @@ def open_tenx_h5(uri: str, matrix: str) -> TenxSource:
         return TenxSource(uri, rows, _features(ids, names, kinds), _text(group["barcodes"]), close)
     except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
         close()
-        raise InputError(uri, "it must be a feature-barcode matrix of Cell Ranger 3 or later", first_line(error), FIX) from None
+        raise InputError(
+            uri, "it must be a feature-barcode matrix of Cell Ranger 3 or later", first_line(error), FIX
+        ) from None
 
 
 def open_tenx_mtx(uri: str, matrix: str) -> TenxSource:

@@ -5,6 +5,7 @@ sources into units, let `cellray.data.units` do them, account for every cell.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -125,11 +126,12 @@ def tokenize_corpus(config: TokenizeConfig) -> CorpusManifest:
         sources=tuple(_account(i, plan, parts, config.matrix) for i, plan in enumerate(plans)),
     )
     if manifest.rows == 0:
+        dropped = Counter[str]()
+        for source in manifest.sources:
+            dropped.update(source.dropped)
+        found = "none; dropped: " + ", ".join(f"{n:,} ({reason})" for reason, n in dropped.items())
         raise InputError(
-            listing(config.source),
-            "a corpus needs at least one cell",
-            f"none left ({report(manifest)})",
-            "Check filter_pass.",
+            listing(config.source), "a corpus needs at least one cell", found, "Check these columns and ids."
         )
     publish_manifest(output, manifest)
     return manifest
@@ -170,7 +172,7 @@ def describe_source(uri: str, config: TokenizeConfig, vocabulary: GeneVocabulary
         if source.n_cells == 0:
             raise InputError(uri, "a source needs at least one cell", "none", "Leave it out.")
         kinds = require_obs(source, config.obs_columns)
-        clash = sorted(set(kinds) & set(schema.TOKEN_COLUMNS))
+        clash = sorted(set(kinds) & set(schema.RESERVED_COLUMNS))
         if clash:
             raise InputError(uri, "an obs column may not bear a name of the corpus", listing(clash), "Rename it.")
         if config.n_counts_column:
