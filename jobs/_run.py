@@ -7,14 +7,11 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from cellray.config import JobConfig, parse_config
+from cellray.config import TRACEBACK, JobConfig, parse_config
 from cellray.data.session import root_cause
 from cellray.errors import InputError
 
 ConfigT = TypeVar("ConfigT", bound=JobConfig)
-
-TRACEBACK = "CELLRAY_TRACEBACK"
-"""Environment variable: set it to see where an unexpected error came from."""
 
 
 def run_job(

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from cellray import storage
 from cellray.data.medians import MedianConfig, build_vocabulary
+from cellray.errors import InputError
 from cellray.vocabulary import import_official
 from jobs._run import run_job
 
@@ -22,6 +23,10 @@ class BuildVocabularyConfig(MedianConfig):
     def _one_origin(self) -> "BuildVocabularyConfig":
         if bool(self.source) == bool(self.from_geneformer):
             raise ValueError("give either --source or --from-geneformer")
+        useless = self.model_fields_set & {"matrix", "gene_ids", "n_counts_column", "generation"}
+        useless = {name for name in useless if getattr(self, name) != type(self).model_fields[name].default}
+        if self.from_geneformer and useless:
+            raise ValueError(f"{', '.join(sorted(useless))}: no meaning with --from-geneformer")
         return self
 
 
@@ -31,7 +36,10 @@ def main(config: BuildVocabularyConfig) -> str:
         vocabulary = import_official(config.from_geneformer, config.input_size)
     else:
         vocabulary = build_vocabulary(config)
-    vocabulary.save(storage.absolute(config.output))
+    output = storage.absolute(config.output)
+    if storage.exists(output) and storage.read_bytes(output) != vocabulary.to_json():
+        raise InputError(output, "the output must be new", "a file of other content", "Choose another --output.")
+    vocabulary.save(output)
     return (
         f"wrote {config.output}: {len(vocabulary.genes):,} genes ({len(vocabulary.medians):,} with a median), "
         f"ids: {vocabulary.id_type}, input size {vocabulary.input_size:,}, digest {vocabulary.digest[:12]}"

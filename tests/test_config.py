@@ -44,6 +44,7 @@ def test_command_line_outweighs_environment_outweighs_file(tmp_path: Path, monke
         ([], "--output is missing"),
         (["--output", "o", "--size", "0"], "--size.*greater than 0"),
         (["--output", "o", "--size", "many"], "--size 'many'"),
+        (["--output", "o", "--config"], "example: --config names a TOML file"),
         (["--output", "o", "--config", "nowhere.toml"], "nowhere.toml: .*no such file"),
     ],
 )
@@ -51,6 +52,24 @@ def test_bad_options_get_one_line(argv: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         parse(*argv)
     assert "\n" not in str(caught.value)
+
+
+def test_lists_in_the_environment_and_dashes_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CELLRAY_OBS_COLUMNS", "a, b")
+    monkeypatch.setenv("CELLRAY_OUTPUT", "o")
+    assert parse().obs_columns == ("a", "b")
+    monkeypatch.setenv("CELLRAY_OBS_COLUMNS", '["c"]')
+    assert parse().obs_columns == ("c",)
+    monkeypatch.delenv("CELLRAY_OBS_COLUMNS")
+    (tmp_path / "c.toml").write_text('obs-columns = ["x"]\n')
+    assert parse("--config", str(tmp_path / "c.toml")).obs_columns == ("x",)
+    assert parse("--obs-columns", "").obs_columns == ()
+
+
+def test_a_slip_in_a_variables_name_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setenv("CELLRAY_OUTPTU", "o")
+    parse("--output", "o")
+    assert "CELLRAY_OUTPTU is no option of this job" in caplog.text
 
 
 def test_an_unknown_key_in_the_file_lists_the_options(tmp_path: Path) -> None:

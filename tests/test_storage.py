@@ -48,16 +48,35 @@ def test_only_the_first_publisher_wins(root: str) -> None:
     assert storage.read_bytes(uri) == b"first"
 
 
-def test_a_directory_is_replaced_as_a_whole(root: str, tmp_path: Path) -> None:
+def test_a_directory_appears_as_a_whole_and_overwrites_nothing(root: str, tmp_path: Path) -> None:
     uri = storage.join(root, "model")
-    for content in ("old", "new"):
-        local = tmp_path / content
-        local.mkdir()
-        for name in ("config.json", "weights"):
-            (local / name).write_text(content)
-        storage.publish_directory(local, uri, last="config.json")
+    local = tmp_path / "made"
+    local.mkdir(mode=0o700)
+    for name in ("config.json", "weights"):
+        (local / name).write_text(name)
+    storage.publish_directory(local, uri, last="config.json")
     with storage.local_directory(uri) as directory:
-        assert {p.name: p.read_text() for p in directory.iterdir()} == {"config.json": "new", "weights": "new"}
+        assert {p.name: p.read_text() for p in directory.iterdir()} == {n: n for n in ("config.json", "weights")}
+        assert "://" in root or directory.stat().st_mode & 0o055  # others may read it
+    storage.write_bytes(storage.join(root, "mine", "thesis.txt"), b"precious")
+    for target in (uri, storage.join(root, "mine")):
+        with pytest.raises(InputError, match=r"must be new or empty; found '(config\.json|thesis\.txt)'"):
+            storage.publish_directory(local, target, last="config.json")
+    assert storage.read_bytes(storage.join(root, "mine", "thesis.txt")) == b"precious"
+    storage.remove_directory(uri)
+    assert not storage.exists(uri)
+
+
+def test_without_hard_links_the_first_publisher_still_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError("no hard links here")
+
+    monkeypatch.setattr("os.link", refuse)
+    uri = str(tmp_path / "manifest.json")
+    storage.publish_once(uri, b"first")
+    with pytest.raises(FileExistsError):
+        storage.publish_once(uri, b"second")
+    assert storage.read_bytes(uri) == b"first"
 
 
 def test_messages_name_the_file(root: str) -> None:

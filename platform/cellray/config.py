@@ -5,23 +5,34 @@ a TOML file (`--config FILE.toml`). The same classes are ordinary pydantic model
 """
 
 import argparse
+import logging
+import os
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
+    EnvSettingsSource,
+    InitSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
-    TomlConfigSettingsSource,
 )
 
 from cellray.errors import InputError, listing
 
+logger = logging.getLogger(__name__)
+
 ENV_PREFIX = "CELLRAY_"
+TRACEBACK = "CELLRAY_TRACEBACK"
+"""Environment variable: set it to see where an unexpected error came from."""
+WORKER_LOGS = "CELLRAY_WORKER_LOGS"
+"""Environment variable: set it to see what Ray workers print."""
+SWITCHES = {TRACEBACK, WORKER_LOGS}
 
 
 class JobConfig(BaseModel):
@@ -29,8 +40,26 @@ class JobConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
+    @field_validator("*", mode="after")
+    @classmethod
+    def _drop_empty_names(cls, value: object) -> object:
+        """Read an empty name in a list as none: `--obs-columns ""`."""
+        if isinstance(value, tuple) and any(isinstance(item, str) for item in value):
+            return tuple(item.strip() for item in value if item.strip())
+        return value
+
 
 ConfigT = TypeVar("ConfigT", bound=JobConfig)
+
+
+class _Environment(EnvSettingsSource):
+    """Reads lists as the command line does: separated by commas."""
+
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:  # noqa: ANN401
+        """Split text; JSON lists are understood too."""
+        if isinstance(value, str) and not value.startswith("["):
+            return value.split(",")
+        return super().decode_complex_value(field_name, field, value)
 
 
 class _Settings(BaseSettings):
@@ -48,6 +77,8 @@ class _Settings(BaseSettings):
         cli_enforce_required=False,
     )
 
+    file_values: ClassVar[dict[str, Any]] = {}
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -58,7 +89,7 @@ class _Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Put the command line (which pydantic-settings adds in front) over the environment over the TOML file."""
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+        return init_settings, _Environment(settings_cls), InitSettingsSource(settings_cls, cls.file_values)
 
 
 def parse_config(config_class: type[ConfigT], argv: Sequence[str], program: str) -> ConfigT:
@@ -78,10 +109,13 @@ def parse_config(config_class: type[ConfigT], argv: Sequence[str], program: str)
     InputError
         An unknown option, a missing one or a value of the wrong type or range.
     """
-    pre = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    pre = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     pre.add_argument("--config", type=Path)
-    known, rest = pre.parse_known_args(argv)
-    _check_toml(known.config)
+    try:
+        known, rest = pre.parse_known_args(argv)
+    except argparse.ArgumentError as error:
+        raise InputError(program, "--config names a TOML file", str(error), _help(program)) from None
+    _warn_of_unknown_variables(config_class)
     settings_class: Any = type(
         config_class.__name__,
         (_Settings, config_class),
@@ -89,7 +123,7 @@ def parse_config(config_class: type[ConfigT], argv: Sequence[str], program: str)
             "__module__": __name__,
             "__doc__": f"{config_class.__doc__}\n\n--config FILE.toml reads options from a file; the environment"
             f" ({ENV_PREFIX}OPTION_NAME) and the command line outweigh it.",
-            "model_config": SettingsConfigDict(toml_file=known.config),
+            "file_values": _read_toml(known.config),
         },
     )
     try:
@@ -101,16 +135,24 @@ def parse_config(config_class: type[ConfigT], argv: Sequence[str], program: str)
     return config_class(**settings.model_dump())
 
 
-def _check_toml(path: Path | None) -> None:
-    """Refuse a configuration file that is missing or is not TOML."""
+def _read_toml(path: Path | None) -> dict[str, Any]:
+    """Read a configuration file; options may be written with dashes, as on the command line."""
     if path is None:
-        return
+        return {}
     try:
-        tomllib.loads(path.read_text())
+        return {key.replace("-", "_"): value for key, value in tomllib.loads(path.read_text()).items()}
     except FileNotFoundError:
         raise InputError(str(path), "--config names a TOML file", "no such file", "Check the path.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
         raise InputError(str(path), "--config names a TOML file", str(error), "Correct the file.") from None
+
+
+def _warn_of_unknown_variables(config_class: type[JobConfig]) -> None:
+    """Warn of variables that look like options and are none, as after a slip of the finger."""
+    known = {ENV_PREFIX + name.upper() for name in config_class.model_fields} | SWITCHES
+    for name in sorted(os.environ):
+        if name.upper().startswith(ENV_PREFIX) and name.upper() not in known:
+            logger.warning("the environment variable %s is no option of this job", name)
 
 
 def _explain(error: ValidationError, config_class: type[JobConfig], program: str) -> InputError:

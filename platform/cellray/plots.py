@@ -57,5 +57,4 @@ def umap_png(
                 title=title,
                 legend_loc="right margin" if categories <= _MAX_LEGEND else "none",
             )
-            path.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path)
+            figure.savefig(path, format="png")

@@ -19,6 +19,7 @@ from cellray.errors import InputError
 MANIFEST = "manifest.json"
 VOCABULARY = "vocabulary.json"
 PARTS = "shards"
+REQUEST = "request.json"
 
 INPUT_IDS = "input_ids"
 LENGTH = "length"
@@ -27,7 +28,8 @@ N_COUNTS = "n_counts"
 SOURCE_ROW = "source_row"
 EMBEDDING = "embedding"
 GENE = "gene"
-TOKEN_COLUMNS = (INPUT_IDS, LENGTH, CELL_ID, N_COUNTS, SOURCE_ROW)
+RESERVED_COLUMNS = (INPUT_IDS, LENGTH, CELL_ID, N_COUNTS, SOURCE_ROW, EMBEDDING, GENE)
+"""Names an obs column may not bear."""
 
 FILTER_PASS = "filter_pass"  # noqa: S105  # the official name of the obs column that selects cells
 

@@ -18,9 +18,10 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from cellray.errors import InputError
+from cellray.errors import InputError, listing
 
 _CHUNK = 1 << 22
+_REMOTE_BLOCK = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,33 @@ def exists(uri: str) -> bool:
     return bool(fs.exists(path))
 
 
+def is_directory(uri: str) -> bool:
+    """Tell whether a URI names a folder."""
+    fs, path = filesystem(uri)
+    return bool(fs.isdir(path))
+
+
+def glob(pattern: str) -> list[str]:
+    """Return the URIs that match a pattern, sorted."""
+    fs, path = filesystem(pattern)
+    return sorted(str(fs.unstrip_protocol(name)) if "://" in pattern else str(name) for name in fs.glob(path))
+
+
+def walk(uri: str) -> list[str]:
+    """Return the URIs of all files below a folder, sorted; a Zarr store counts as one file."""
+    fs, path = filesystem(uri)
+    names = {_store(str(name)) for name in fs.find(path)}
+    return sorted(str(fs.unstrip_protocol(name)) if "://" in uri else name for name in names)
+
+
+def _store(name: str) -> str:
+    """Cut the name of a file within a Zarr store after the store's own."""
+    head, mark, _ = name.partition(".zarr/")
+    return head + mark.rstrip("/")
+
+
 def stamp(uri: str) -> FileStamp:
-    """Return size and version of a file.
+    """Return size and version of a file, or of all files of a folder together.
 
     Raises
     ------
@@ -77,8 +103,17 @@ def stamp(uri: str) -> FileStamp:
         info = fs.info(path)
     except (FileNotFoundError, PermissionError) as error:
         raise InputError(uri, "the file must exist and be readable", type(error).__name__, "Check the path.") from None
+    if info.get("type") == "directory":
+        found = fs.find(path, detail=True)
+        parts = [[name.removeprefix(path), each["size"], _version(each)] for name, each in sorted(found.items())]
+        return FileStamp(sum(int(part[1]) for part in parts), sha256_json(parts))
+    return FileStamp(int(info["size"]), _version(info))
+
+
+def _version(info: dict[str, Any]) -> str:
+    """Return what an object store or a disk says of a file's version."""
     version = info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("LastModified") or ""
-    return FileStamp(int(info["size"]), str(version).strip('"'))
+    return str(version).strip('"')
 
 
 def read_bytes(uri: str) -> bytes:
@@ -171,32 +206,66 @@ def publish_once(uri: str, data: bytes) -> None:
     try:
         temporary.write_bytes(data)
         _flush(temporary)
-        os.link(temporary, target)  # a hard link, unlike a rename, fails where the name is taken
+        _link(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def publish_directory(local: Path, uri: str, last: str) -> None:
-    """Put a finished local directory at a URI, replacing what was there; `last` names the file that makes it whole.
+def require_vacant(uri: str) -> None:
+    """Check that nothing would be overwritten by a directory at a URI.
 
-    On a disk this is one rename. An object store has no directories: `last` is deleted first and uploaded last, so a
-    reader that needs it never takes a half-written directory for a whole one.
+    Raises
+    ------
+    InputError
+        There is a file, or a folder that is not empty.
     """
     fs, path = filesystem(uri)
-    if isinstance(fs, LocalFileSystem):
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staged = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
-        shutil.copytree(local, staged)
-        if target.exists():
-            shutil.rmtree(target)
-        staged.replace(target)
+    fs.invalidate_cache()
+    if not fs.exists(path):
         return
-    files = sorted((p for p in local.rglob("*") if p.is_file()), key=lambda p: p.name == last)
-    if fs.exists(join(path, last)):
-        fs.rm_file(join(path, last))
-    for file in files:
-        fs.put_file(str(file), join(path, file.relative_to(local).as_posix()))
+    held = [str(name).rsplit("/", 1)[-1] for name in fs.ls(path, detail=False)] if fs.isdir(path) else ["a file"]
+    if held:
+        raise InputError(uri, "the output must be new or empty", listing(held), "Choose another --output.")
+
+
+def publish_directory(local: Path, uri: str, last: str) -> None:
+    """Put a finished local directory of files at a vacant URI; `last` names the file that makes it whole.
+
+    On a disk this is one rename. An object store has no directories: `last` is uploaded last, so a reader that needs it
+    never takes a half-written directory for a whole one.
+    """
+    require_vacant(uri)
+    fs, path = filesystem(uri)
+    files = sorted((p for p in local.iterdir() if p.is_file()), key=lambda p: p.name == last)
+    if not isinstance(fs, LocalFileSystem):
+        for file in files:
+            fs.put_file(str(file), join(path, file.name))
+        return
+    target = Path(path)
+    staged = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
+    staged.mkdir(parents=True)
+    try:
+        for file in files:
+            shutil.copyfile(file, staged / file.name)
+            _flush(staged / file.name)
+        staged.replace(target)  # replaces an empty directory only
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def open_scattered(uri: str) -> Any:  # noqa: ANN401  # a binary stream
+    """Open a file for reading here and there: remote blocks are small and stay cached, since HDF5 and parquet jump."""
+    fs, path = filesystem(uri)
+    if isinstance(fs, LocalFileSystem):
+        return fs.open(path, "rb")
+    return fs.open(path, "rb", block_size=_REMOTE_BLOCK, cache_type="blockcache")
+
+
+def remove_directory(uri: str) -> None:
+    """Delete a folder of this library's own making, if it is there."""
+    fs, path = filesystem(uri)
+    if fs.exists(path):
+        fs.rm(path, recursive=True)
 
 
 @contextmanager
@@ -211,6 +280,18 @@ def local_directory(uri: str) -> Iterator[Path]:
             if fs.isfile(name):
                 fs.get_file(name, str(Path(folder) / Path(name).name))
         yield Path(folder)
+
+
+def _link(temporary: Path, target: Path) -> None:
+    """Give a whole file its name, failing where the name is taken."""
+    try:
+        os.link(temporary, target)  # a hard link, unlike a rename, never replaces
+    except FileExistsError:
+        raise
+    except OSError:  # some network and container mounts know no hard links
+        with target.open("xb") as file:
+            file.write(temporary.read_bytes())
+            os.fsync(file.fileno())
 
 
 def _flush(path: Path) -> None:

@@ -6,6 +6,7 @@ A tracker is small and can be sent to another process, which then writes to the 
 
 import logging
 import os
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -99,7 +100,10 @@ class MlflowTracker:
 
     def where(self) -> str:
         """Name the run and how to see it."""
-        return f"MLflow run {self.run_id} (mlflow ui --backend-store-uri {self.uri})"
+        shown = _without_password(self.uri)
+        if self.uri.startswith(("http:", "https:")):
+            return f"MLflow run {self.run_id} at {shown}"
+        return f"MLflow run {self.run_id} (mlflow ui --backend-store-uri {shown})"
 
     def _client(self) -> Any:  # noqa: ANN401  # an mlflow.MlflowClient; MLflow is imported late
         from mlflow import MlflowClient
@@ -143,8 +147,13 @@ def start_run(
 
 
 def _absolute(uri: str) -> str:
-    """Make the path of an SQLite URI absolute: other processes run in other directories."""
+    """Make a local path absolute: other processes run in other directories."""
     prefix = "sqlite:///"
-    if not uri.startswith(prefix):
-        return uri
-    return prefix + str(Path(uri.removeprefix(prefix)).resolve())
+    if uri.startswith(prefix):
+        return prefix + str(Path(uri.removeprefix(prefix)).resolve())
+    return uri if ":" in uri else str(Path(uri).resolve())
+
+
+def _without_password(uri: str) -> str:
+    """Hide what stands between `://` and `@`."""
+    return re.sub(r"://[^/@]*@", "://***@", uri)

@@ -173,7 +173,7 @@ class GeneVocabulary:
         stored = {key: value.pop(key, None) for key in ("format", "version", "digest", "full_digest")}
         try:
             vocabulary = cls(**value)
-        except TypeError as error:
+        except (TypeError, AttributeError) as error:
             raise InputError(uri, "a vocabulary has fixed fields", str(error), "Make it anew.") from None
         if (stored["digest"], stored["full_digest"]) != (vocabulary.digest, vocabulary.full_digest):
             raise InputError(uri, "the content must match its digest", "other content", "Restore or rebuild the file.")

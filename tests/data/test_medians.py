@@ -55,7 +55,7 @@ def test_symbols_are_taken_where_there_is_nothing_else(make_h5ad: Make) -> None:
 
 
 def test_a_wrong_generation_and_totals_that_are_none(make_h5ad: Make) -> None:
-    with pytest.raises(ValueError, match="must be one of v1, v2"):
+    with pytest.raises(ValueError, match="'v1' or 'v2'"):
         MedianConfig(generation="v3")
     path = str(make_h5ad(x=random_counts(2, 40), obs={"total": [0.0, 3.0]}))
     with pytest.raises(InputError, match="'total' must hold positive totals"):

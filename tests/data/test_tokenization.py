@@ -12,7 +12,7 @@ import pytest
 from scipy import sparse
 
 from cellray import storage
-from cellray.data.corpus import Corpus, read_rows
+from cellray.data.corpus import Corpus, damaged_shards, read_rows
 from cellray.data.tokenization import TokenizeConfig, report, tokenize_corpus
 from cellray.data.units import make_part
 from cellray.errors import InputError
@@ -105,14 +105,14 @@ def test_a_rerun_does_the_rest_and_a_third_run_writes_nothing(
         source=(str(make_h5ad(cells=50)),), vocabulary=vocabulary_file, output=str(output), cells_per_shard=10
     )
     first = tokenize_corpus(config)
-    shards = {p: p.read_bytes() for p in sorted(output.glob("shards/*"))}
+    shards = {p: p.read_bytes() for p in sorted(output.glob("shards/*.parquet"))}
     (output / "manifest.json").unlink()
     lost = list(shards)[2]
     lost.unlink()
     kept = next(p for p in shards if p != lost)
     before = kept.stat().st_mtime_ns
     assert tokenize_corpus(config) == first
-    assert {p: p.read_bytes() for p in sorted(output.glob("shards/*"))} == shards
+    assert {p: p.read_bytes() for p in sorted(output.glob("shards/*.parquet"))} == shards
     assert kept.stat().st_mtime_ns == before
     stamps = {p: p.stat().st_mtime_ns for p in output.rglob("*")}
     assert tokenize_corpus(config.model_copy(update={"workers": 1})) == first
@@ -187,6 +187,61 @@ def test_the_corpus_on_s3_is_the_one_on_disk(
     got = [read_rows(f"{on_s3.output}/{part.path}", 0, part.rows) for part in parts]
     want = [read_rows(str(tmp_path / "corpus" / part.path), 0, part.rows) for part in manifest.parts]
     assert [t.to_pylist() for t in got] == [t.to_pylist() for t in want]
+
+
+def test_one_worker_or_two_give_the_same_bytes(make_h5ad: Make, vocabulary_file: str, tmp_path: Path) -> None:
+    made = []
+    for workers in (1, 2):
+        output = tmp_path / str(workers)
+        tokenize_corpus(
+            TokenizeConfig(
+                source=(str(make_h5ad(cells=60)),) if workers == 1 else (str(tmp_path / "cells.h5ad"),),
+                vocabulary=vocabulary_file,
+                output=str(output),
+                cells_per_shard=7,
+                workers=workers,
+            )
+        )
+        made.append({p.relative_to(output): p.read_bytes() for p in output.rglob("*") if p.is_file()})
+    assert made[0] == made[1]
+
+
+def test_outputs_of_others_are_left_alone(make_h5ad: Make, vocabulary_file: str, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("precious")
+    config = TokenizeConfig(source=(str(make_h5ad()),), vocabulary=vocabulary_file, output=str(mine))
+    with pytest.raises(InputError, match=r"mine: the output must be new or empty; found 'thesis\.txt'"):
+        tokenize_corpus(config)
+    assert [p.name for p in mine.iterdir()] == ["thesis.txt"]
+    begun = config.model_copy(update={"output": str(tmp_path / "begun")})
+    tokenize_corpus(begun)
+    (tmp_path / "begun" / "manifest.json").unlink()
+    with pytest.raises(InputError, match="found the beginnings of another"):
+        tokenize_corpus(begun.model_copy(update={"input_size": 8}))
+
+
+def test_a_finished_corpus_that_lost_a_shard_says_so(make_h5ad: Make, vocabulary_file: str, tmp_path: Path) -> None:
+    config = TokenizeConfig(source=(str(make_h5ad()),), vocabulary=vocabulary_file, output=str(tmp_path / "corpus"))
+    manifest = tokenize_corpus(config)
+    shard = tmp_path / "corpus" / manifest.parts[0].path
+    assert damaged_shards(Corpus.open(config.output)) == []
+    shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+    assert damaged_shards(Corpus.open(config.output)) == [manifest.parts[0].path]
+    shard.unlink()
+    with pytest.raises(InputError, match="must hold all its parts"):
+        tokenize_corpus(config)
+
+
+def test_a_cell_without_counts_needs_no_total(make_h5ad: Make, vocabulary_file: str, tmp_path: Path) -> None:
+    x = random_counts(3, 40).tolil()
+    x[1] = 0
+    path = make_h5ad(x=sparse.csr_matrix(x), obs={"total": [9.0, 0.0, 7.0]})
+    config = TokenizeConfig(
+        source=(str(path),), vocabulary=vocabulary_file, output=str(tmp_path / "c"), n_counts_column="total"
+    )
+    assert tokenize_corpus(config).sources[0].dropped["no gene of the vocabulary"] == 1
+    assert [row["n_counts"] for row in table_of(config.output)] == [9.0, 7.0]
 
 
 def test_the_manifest_is_readable_and_complete(make_h5ad: Make, vocabulary_file: str, tmp_path: Path) -> None:

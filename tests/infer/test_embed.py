@@ -15,7 +15,7 @@ from cellray.data.tokenization import TokenizeConfig, tokenize_corpus
 from cellray.errors import InputError
 from cellray.infer.embed import EmbedConfig, embed_cells, embed_rows
 from cellray.infer.evaluate import knn_label_accuracy, pca_of_log_counts
-from cellray.infer.results import Embeddings, draw_umap, write_h5ad
+from cellray.infer.results import Embeddings, check_h5ad_target, draw_umap, write_h5ad
 from cellray.model.checkpoint import ModelDirectory, save_model
 from cellray.model.encoder import load_encoder
 from cellray.model.pooling import is_gene_token
@@ -32,7 +32,12 @@ def corpus(make_h5ad: Make, vocabulary_v2: GeneVocabulary, tmp_path: Path) -> st
     """Two files; of the first one's cells, cell 3 is filtered out."""
     vocabulary_v2.save(str(tmp_path / "vocabulary.json"))
     kinds = np.array(["a", "b"])[np.arange(40) % 2]
-    obs = {"kind": kinds, "age": np.arange(40), "filter_pass": [0 if i == 3 else 1 for i in range(40)]}
+    obs = {
+        "kind": kinds,
+        "age": np.arange(40),
+        "good": kinds == "a",
+        "filter_pass": [0 if i == 3 else 1 for i in range(40)],
+    }
     sources = (make_h5ad("one.h5ad", x=random_counts(40, 40), obs=obs), make_h5ad("two.h5ad", cells=25, seed=5))
     tokenize_corpus(
         TokenizeConfig(
@@ -84,19 +89,23 @@ def test_gene_embeddings_name_their_genes(corpus: str, model: str, tmp_path: Pat
     own = [row for row in rows if row["cell_id"] == first["cell_id"]]
     genes = opened.vocabulary.gene_of_token
     assert [row["gene"] for row in own] == [genes[token] for token in first["input_ids"][1:-1]]
+    encoder = load_encoder(ModelDirectory.open(model), -1)
+    with torch.inference_mode():
+        expected = encoder(torch.tensor([first["input_ids"]]))[0, 1:-1]
+    assert np.allclose([row["embedding"] for row in own], expected.numpy(), atol=1e-5)
     with pytest.raises(InputError, match="needs one embedding a cell"):
-        write_h5ad(embeddings, tmp_path / "x.h5ad")
+        write_h5ad(embeddings, str(tmp_path / "x.h5ad"))
 
 
 def test_a_finished_result_is_kept_and_a_broken_off_one_completed(corpus: str, model: str, tmp_path: Path) -> None:
     output = tmp_path / "out"
     config = EmbedConfig(corpus=corpus, model=model, output=str(output), cells_per_part=16)
     first = embed_cells(config)
-    parts = {p: p.read_bytes() for p in output.glob("shards/*")}
+    parts = {p: p.read_bytes() for p in output.glob("shards/*.parquet")}
     (output / "manifest.json").unlink()
     next(iter(parts)).unlink()
     assert embed_cells(config) == first
-    assert {p: p.read_bytes() for p in output.glob("shards/*")} == parts
+    assert {p: p.read_bytes() for p in output.glob("shards/*.parquet")} == parts
     with pytest.raises(InputError, match="must be empty or hold this very result; found another embeddings"):
         embed_cells(config.model_copy(update={"layer": 0}))
     with pytest.raises(InputError, match="must be empty or hold this very result; found artefact"):
@@ -107,15 +116,34 @@ def test_a_finished_result_is_kept_and_a_broken_off_one_completed(corpus: str, m
 def test_the_h5ad_has_every_cell_of_the_sources_in_order(corpus: str, model: str, tmp_path: Path) -> None:
     embed_cells(EmbedConfig(corpus=corpus, model=model, output=str(tmp_path / "out")))
     embeddings = Embeddings.open(str(tmp_path / "out"))
-    assert write_h5ad(embeddings, tmp_path / "out.h5ad") == (65, 64)
+    assert write_h5ad(embeddings, str(tmp_path / "out.h5ad")) == (65, 64)
     adata = anndata.read_h5ad(tmp_path / "out.h5ad")
     assert adata.obs_names.tolist() == [f"cell{i}" for i in (*range(40), *range(25))]
     assert adata.obs["age"].tolist()[:40] == list(range(40))
+    assert adata.obs["good"].isna().tolist() == [False] * 40 + [True] * 25  # the second file has no such column
     assert adata.obs["cellray_embedded"].tolist() == [i != 3 for i in range(65)]
     assert adata.obs["cellray_source"].cat.categories.tolist() == [str(tmp_path / f"{n}.h5ad") for n in ("one", "two")]
     kept = adata.obsm["X_cellray"][adata.obs["cellray_embedded"]]
     assert np.array_equal(kept, embeddings.matrix(embeddings.table()))
     assert np.isnan(adata.obsm["X_cellray"][3]).all()
+
+
+@pytest.mark.filterwarnings("ignore:Observation names are not unique")
+def test_an_h5ad_of_the_users_is_not_replaced(corpus: str, model: str, tmp_path: Path) -> None:
+    sources = [record.uri for record in Corpus.open(corpus).manifest.sources]
+    for target in (sources[0], str(tmp_path / "vocabulary.json")):
+        before = Path(target).read_bytes()
+        with pytest.raises(InputError, match="may replace only embeddings written before"):
+            check_h5ad_target(target, corpus)
+        assert Path(target).read_bytes() == before
+    embed_cells(EmbedConfig(corpus=corpus, model=model, output=str(tmp_path / "out")))
+    target = str(tmp_path / "new.h5ad")
+    check_h5ad_target(target, corpus)
+    write_h5ad(Embeddings.open(str(tmp_path / "out")), target)
+    check_h5ad_target(target, corpus)
+    Path(sources[1]).write_bytes(b"")
+    with pytest.raises(InputError, match="may not change after tokenization"):
+        check_h5ad_target(target, corpus)
 
 
 def test_what_does_not_fit_fails_before_anything_is_written(
@@ -152,7 +180,9 @@ def test_the_budget_changes_no_value(vocabulary_v2: GeneVocabulary, model: str) 
 
 def test_the_umap_is_a_picture(corpus: str, model: str, tmp_path: Path) -> None:
     embed_cells(EmbedConfig(corpus=corpus, model=model, output=str(tmp_path / "out")))
-    assert draw_umap(Embeddings.open(str(tmp_path / "out")), "kind", tmp_path / "u.png", "title", max_cells=30) == 30
+    assert (
+        draw_umap(Embeddings.open(str(tmp_path / "out")), "kind", str(tmp_path / "u.png"), "title", max_cells=30) == 30
+    )
     assert (tmp_path / "u.png").read_bytes()[:4] == b"\x89PNG"
 
 

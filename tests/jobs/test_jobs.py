@@ -82,9 +82,14 @@ def test_options_that_belong_together(capsys: pytest.CaptureFixture[str]) -> Non
     config = build_vocabulary.BuildVocabularyConfig
     assert run("build_vocabulary", config, build_vocabulary.main, "--output", "v") == 2
     assert "give either --source or --from-geneformer" in capsys.readouterr().err
-    embed = embed_cells.EmbedConfig(corpus="c", model="m", output="o", umap="u.png")
-    with pytest.raises(InputError, match="--umap: goes together with --label"):
-        embed_cells.main(embed)
+    argv = ("--corpus", "c", "--model", "m", "--output", "o")
+    for more, message in (
+        (("--umap", "u.png"), "--umap and --label go together"),
+        (("--pooling", "gene", "--h5ad", "x.h5ad"), "need one embedding a cell"),
+        (("--actors", "3,2"), "--actors 3,2"),
+    ):
+        assert run("embed_cells", embed_cells.EmbedConfig, embed_cells.main, *argv, *more) == 2
+        assert message in capsys.readouterr().err
     with pytest.raises(InputError, match="--data: needs --label"):
         demo.main(demo.DemoConfig(data="x.h5ad"))
 

@@ -112,7 +112,13 @@ def _flip_weights(directory: Path) -> None:
     (directory / "model.safetensors").write_bytes(data)
 
 
+def _swapped_vocabulary(directory: Path) -> None:
+    medians = {f"ENSG{i}": 1.0 for i in range(30)}  # as many tokens, other genes
+    GeneVocabulary.from_medians(medians, "v2", "ensembl").save(str(directory / "vocabulary.json"))
+
+
 def _other_vocabulary(directory: Path) -> None:
+    (directory / "provenance.json").unlink()
     GeneVocabulary.from_medians({"ENSG1": 1.0}, "v1", "ensembl").save(str(directory / "vocabulary.json"))
 
 
@@ -126,6 +132,9 @@ def _other_vocabulary(directory: Path) -> None:
             "must be a BERT encoder; found model_type 'gpt2'",
         ),
         (_flip_weights, "weights must be those provenance.json names"),
+        (_swapped_vocabulary, r"vocabulary must be the one provenance\.json names"),
+        (lambda d: (d / "provenance.json").write_text("[]"), "must hold a JSON object"),
+        (lambda d: (d / "config.json").write_text('{"model_type": "bert", "hidden_size": "big"}'), "valid BERT"),
         (_other_vocabulary, "must have one size; found 3 tokens, 34 rows"),
     ],
 )

@@ -178,8 +178,15 @@ def test_pretraining_makes_a_model_and_a_record(corpus: str, tmp_path: Path) -> 
     assert [p.step for p in client.get_metric_history(run.info.run_id, "train_loss")] == [6, 12, 18, 24]
     write_initial_model(config, str(tmp_path / "initial"))
     assert ModelDirectory.open(str(tmp_path / "initial")).digest != model.digest
-    with pytest.raises(InputError, match="the output must not hold a model yet"):
-        pretrain(config)
+    assert pretrain(config) == result  # done already
+    assert ModelDirectory.open(result.uri).digest == model.digest
+    with pytest.raises(InputError, match="must be empty or hold this very result; found another model"):
+        pretrain(config.model_copy(update={"seed": 1}))
+    with pytest.raises(InputError, match="the output must be new or empty"):
+        pretrain(config.model_copy(update={"output": str(tmp_path)}))
+    with pytest.raises(InputError, match="workers must leave a CPU"):
+        pretrain(config.model_copy(update={"output": str(tmp_path / "two"), "num_workers": 2}))
+    assert not list((tmp_path / "model.training").iterdir())
 
 
 @pytest.mark.usefixtures("ray_session")

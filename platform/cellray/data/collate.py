@@ -22,7 +22,7 @@ class TokenRows:
         if isinstance(array, pa.ChunkedArray):
             array = pa.concat_arrays(array.chunks)
         offsets = array.offsets.to_numpy().astype(np.int64)
-        return cls(array.values.to_numpy(), offsets)
+        return cls(array.values.to_numpy()[offsets[0] : offsets[-1]], offsets - offsets[0])
 
     @property
     def lengths(self) -> NDArray[np.int64]:

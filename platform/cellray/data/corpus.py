@@ -1,5 +1,6 @@
 """A finished token corpus: its manifest, its vocabulary, its cells as Ray Data or as tables."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -9,7 +10,7 @@ import pyarrow.parquet as pq
 from cellray import schema, storage
 from cellray.data.units import Unit
 from cellray.errors import InputError
-from cellray.schema import CorpusManifest
+from cellray.schema import CorpusManifest, PartRecord
 from cellray.vocabulary import GeneVocabulary
 
 
@@ -56,12 +57,6 @@ class Corpus:
         """The shards that hold cells, in the corpus's order."""
         return [storage.join(self.uri, part.path) for part in self.manifest.parts if part.rows]
 
-    def dataset(self, columns: list[str] | None = None) -> Any:  # noqa: ANN401  # a ray.data.Dataset; Ray is imported late
-        """Return the cells as a Ray Dataset, shard by shard; `columns` limits what is read."""
-        import ray
-
-        return ray.data.read_parquet(self.shard_uris, columns=columns, file_extensions=None)
-
     def require_column(self, column: str, option: str) -> None:
         """Check that the corpus kept an obs column.
 
@@ -95,8 +90,7 @@ class Corpus:
 
 def read_rows(uri: str, start: int, stop: int, columns: list[str] | None = None) -> pa.Table:
     """Read rows `start .. stop` of a shard, touching only the row groups they lie in."""
-    fs, path = storage.filesystem(uri)
-    with fs.open(path, "rb") as stream, pq.ParquetFile(stream, page_checksum_verification=True) as file:
+    with storage.open_scattered(uri) as stream, pq.ParquetFile(stream, page_checksum_verification=True) as file:
         groups, first, begin = [], 0, None
         for i in range(file.num_row_groups):
             last = first + file.metadata.row_group(i).num_rows
@@ -106,3 +100,15 @@ def read_rows(uri: str, start: int, stop: int, columns: list[str] | None = None)
             first = last
         table = file.read_row_groups(groups, columns=columns)
     return table.slice(start - (begin or 0), stop - start)
+
+
+def damaged_shards(corpus: Corpus, at_once: int = 8) -> list[str]:
+    """Return the shards that are missing or whose bytes are not those of the manifest, reading all of them."""
+
+    def broken(part: PartRecord) -> str | None:
+        uri = storage.join(corpus.uri, part.path)
+        whole = storage.exists(uri) and storage.sha256_file(uri) == part.sha256
+        return None if whole else part.path
+
+    with ThreadPoolExecutor(at_once) as threads:
+        return [path for path in threads.map(broken, corpus.manifest.parts) if path is not None]

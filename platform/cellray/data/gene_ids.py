@@ -1,5 +1,6 @@
 """From the columns of a file to the genes of a vocabulary, and the report of what became of each column."""
 
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,10 +14,13 @@ from cellray.rank_value import UNKNOWN_GENE, ColumnGenes
 from cellray.schema import GeneReport
 from cellray.vocabulary import GeneVocabulary
 
+logger = logging.getLogger(__name__)
+
 ENSEMBL_COLUMN = "ensembl_id"
 """The var column the official tokenizer reads; taken before the index where it exists."""
 
-_ENSEMBL = re.compile(r"(ENS[A-Z]*G\d{11})(?:\.\d+)?", re.IGNORECASE)
+_ENSEMBL = re.compile(r"(ENS[A-Z]*G\d{11})(?:\.\d+)?(?:_PAR_Y)?", re.IGNORECASE)
+_FEW = 0.1
 _HUMAN = re.compile(r"ENSG\d{11}")
 
 
@@ -107,6 +111,14 @@ def map_columns(names: Sequence[str], ids_from: str, vocabulary: GeneVocabulary,
     if not len(found):
         raise _no_gene_known(names, ids_from, vocabulary, uri)
     known = len(np.unique(found))
+    if len(found) < _FEW * len(names):
+        logger.warning(
+            "%s: only %s of %s columns are genes of the vocabulary (%s): right species, column, vocabulary?",
+            uri,
+            f"{len(found):,}",
+            f"{len(names):,}",
+            ids_from,
+        )
     report = GeneReport(
         ids_from=ids_from,
         columns=len(names),

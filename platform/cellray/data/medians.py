@@ -1,30 +1,31 @@
 """Nonzero medians of a corpus of counts: the one corpus-wide statistic that rank value encoding needs.
 
-Exact: every nonzero value is held in memory, 12 bytes each, so there is a limit to the size of the corpus.
+Exact: every nonzero value is held in memory, 28 bytes each at the peak, so there is a limit to the size of the corpus.
 """
 
 import logging
 from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from cellray import storage
 from cellray.config import JobConfig
 from cellray.data import gene_ids
 from cellray.data.cells import filter_pass, total_counts
 from cellray.data.checks import check_block, sum_duplicates
+from cellray.data.locate import expand_sources
 from cellray.data.session import ensure_ray, plain_errors
 from cellray.data.source import CountSource, open_source, require_obs
 from cellray.errors import InputError
-from cellray.vocabulary import SPECIAL_TOKENS, GeneVocabulary, IdType
+from cellray.vocabulary import GeneVocabulary, IdType
 
 logger = logging.getLogger(__name__)
 
-MAX_VALUES = 500_000_000
-"""Most nonzero values held at once (6 GB)."""
+MAX_VALUES = 150_000_000
+"""Most nonzero values held at once (about 4 GB while they are sorted)."""
 TARGET_SUM = 10_000.0
 """Total to which each cell's counts are scaled."""
 _READ_CELLS = 4096
@@ -43,16 +44,10 @@ class MedianConfig(JobConfig):
     n_counts_column: str | None = Field(
         None, description="obs column with each cell's total count; default: the sum over all columns of the matrix"
     )
-    generation: str = Field(
+    generation: Literal["v1", "v2"] = Field(
         "v1", description="special tokens and input size: v1 (<pad>, <mask>; 2,048) or v2 (and <cls>, <eos>; 4,096)"
     )
     input_size: int | None = Field(None, gt=4, description="tokens of a row, default: the generation's [tokens]")
-
-    @model_validator(mode="after")
-    def _known_generation(self) -> "MedianConfig":
-        if self.generation not in SPECIAL_TOKENS:
-            raise ValueError(f"--generation {self.generation!r}: must be one of {', '.join(SPECIAL_TOKENS)}")
-        return self
 
 
 @plain_errors()
@@ -68,7 +63,7 @@ def build_vocabulary(config: MedianConfig) -> GeneVocabulary:
         A source breaks a rule, the sources use different kinds of gene ids, or there are more values than fit.
     """
     ensure_ray()
-    uris = [storage.absolute(uri) for uri in config.source]
+    uris = expand_sources(config.source)
     names: dict[str, int] = {}
     kinds: dict[str, IdType] = {}
     columns: list[NDArray[np.int32]] = []
@@ -143,6 +138,7 @@ def _collect(
             )
         genes.append(table["gene"].to_numpy())
         values.append(table["value"].to_numpy())
+        logger.info("medians: %s nonzero values read", f"{total:,}")
     if not values:
         return np.empty(0, np.int32), np.empty(0)
     return np.concatenate(genes), np.concatenate(values)
@@ -151,13 +147,12 @@ def _collect(
 def _scaled_counts(uri: str, columns: NDArray[np.int32], n_genes: int, config: MedianConfig) -> Iterator[pa.Table]:
     """Yield gene index and scaled count of the nonzero values of one source."""
     with open_source(uri, config.matrix) as source:
-        for start in range(0, source.n_cells, _READ_CELLS):
-            stop = min(start + _READ_CELLS, source.n_cells)
-            block = source.read(start, stop)
+        for block in source.blocks(0, source.n_cells, _READ_CELLS):
+            start, stop = block.start, block.start + block.n_cells
             sums = check_block(block, source).n_counts
             n_counts = total_counts(source, config.n_counts_column, start, stop, sums)
-            block = sum_duplicates(block, columns, n_genes)
-            cell = np.repeat(np.arange(block.n_cells), np.diff(block.indptr))
-            kept = (block.counts > 0) & filter_pass(source, start, stop)[cell]
-            value = block.counts[kept] / n_counts[cell[kept]] * TARGET_SUM
-            yield pa.table({"gene": block.columns[kept].astype(np.int32), "value": value})
+            summed = sum_duplicates(block, columns, n_genes)
+            cell = np.repeat(np.arange(summed.n_cells), np.diff(summed.indptr))
+            kept = (summed.counts > 0) & filter_pass(source, start, stop)[cell]
+            value = summed.counts[kept] / n_counts[cell[kept]] * TARGET_SUM
+            yield pa.table({"gene": summed.columns[kept].astype(np.int32), "value": value})

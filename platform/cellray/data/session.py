@@ -6,10 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from cellray.config import WORKER_LOGS
 from cellray.errors import InputError
-
-WORKER_LOGS = "CELLRAY_WORKER_LOGS"
-"""Environment variable: set it to see what Ray workers print."""
 
 
 def ensure_ray() -> None:
@@ -22,13 +20,22 @@ def ensure_ray() -> None:
     from ray.data import DataContext
 
     if not ray.is_initialized():
-        ray.init(logging_level=logging.ERROR, log_to_driver=bool(os.environ.get(WORKER_LOGS)))
+        ray.init(
+            address=os.environ.get("RAY_ADDRESS") or "local",
+            logging_level=logging.ERROR,
+            log_to_driver=bool(os.environ.get(WORKER_LOGS)),
+        )
     for name in ("ray.data", "ray.train"):  # their progress is ours to tell; warnings still show
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # warns that progress bars are off
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.raise_original_map_exception = True  # or an InputError would come back as text in another error
+
+
+def default_threads(workers: int, cpus_per_worker: float) -> int:
+    """Return torch threads of a worker on CPU: all cores where it is the only one, else what it reserves."""
+    return len(os.sched_getaffinity(0)) if workers == 1 else max(1, int(cpus_per_worker))
 
 
 @contextmanager

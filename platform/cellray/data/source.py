@@ -3,8 +3,9 @@
 A new format is one class that fulfils `CountSource` and one line in `FORMATS`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -73,19 +74,20 @@ class CountSource(Protocol):
         """Return rows of one obs column; missing values are null."""
         ...
 
-    def read(self, start: int, stop: int) -> CountBlock:
-        """Read rows `start .. stop` of the matrix."""
+    def blocks(self, start: int, stop: int, cells: int) -> Iterator[CountBlock]:
+        """Yield rows `start .. stop` of the matrix, at most `cells` at a time."""
         ...
 
 
-def _open_h5ad(uri: str, matrix: str) -> CountSource:
-    from cellray.data.h5ad import H5adSource
-
-    return H5adSource(uri, matrix)
-
-
-FORMATS: dict[str, Callable[[str, str], CountSource]] = {".h5ad": _open_h5ad}
-"""File ending to reader."""
+FORMATS = {
+    ".h5ad": "cellray.data.anndata_store:open_h5ad",
+    ".zarr": "cellray.data.anndata_store:open_zarr",
+    ".loom": "cellray.data.loom:open_loom",
+    ".h5": "cellray.data.tenx:open_tenx_h5",
+    "matrix.mtx.gz": "cellray.data.tenx:open_tenx_mtx",
+    "matrix.mtx": "cellray.data.tenx:open_tenx_mtx",
+}
+"""Ending of a file's name to the function (uri, matrix) that opens it, imported when needed."""
 
 
 def format_of(uri: str) -> str:
@@ -96,9 +98,14 @@ def format_of(uri: str) -> str:
     InputError
         No reader knows that ending.
     """
+    return _ending(uri).strip(".")
+
+
+def _ending(uri: str) -> str:
+    """Return the key of `FORMATS` that a name ends in."""
     for ending in FORMATS:
         if uri.lower().rstrip("/").endswith(ending):
-            return ending.lstrip(".")
+            return ending
     name = uri.rstrip("/").rsplit("/", 1)[-1]
     raise InputError(uri, f"a file of counts ends in one of {listing(FORMATS)}", repr(name), "Convert it with anndata.")
 
@@ -118,7 +125,9 @@ def open_source(uri: str, matrix: str = "X") -> CountSource:
     InputError
         The format is unknown, the file is unreadable, or it holds no such matrix.
     """
-    return FORMATS["." + format_of(uri)](uri, matrix)
+    module, function = FORMATS[_ending(uri)].split(":")
+    source: CountSource = getattr(import_module(module), function)(uri, matrix)
+    return source
 
 
 def require_obs(source: CountSource, columns: Sequence[str]) -> dict[str, str]:

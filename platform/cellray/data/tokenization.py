@@ -5,6 +5,7 @@ sources into units, let `cellray.data.units` do them, account for every cell.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,6 +20,7 @@ from cellray.config import JobConfig
 from cellray.data import gene_ids
 from cellray.data.cells import filter_pass, total_counts
 from cellray.data.checks import check_block, sum_duplicates
+from cellray.data.locate import expand_sources
 from cellray.data.session import ensure_ray, plain_errors
 from cellray.data.source import CountBlock, CountSource, format_of, open_source, require_obs
 from cellray.data.units import PartWriter, Pool, Unit, finished, publish_manifest, run_units
@@ -124,11 +126,12 @@ def tokenize_corpus(config: TokenizeConfig) -> CorpusManifest:
         sources=tuple(_account(i, plan, parts, config.matrix) for i, plan in enumerate(plans)),
     )
     if manifest.rows == 0:
+        dropped = Counter[str]()
+        for source in manifest.sources:
+            dropped.update(source.dropped)
+        found = "none; dropped: " + ", ".join(f"{n:,} ({reason})" for reason, n in dropped.items())
         raise InputError(
-            listing(config.source),
-            "a corpus needs at least one cell",
-            f"none left ({report(manifest)})",
-            "Check filter_pass.",
+            listing(config.source), "a corpus needs at least one cell", found, "Check these columns and ids."
         )
     publish_manifest(output, manifest)
     return manifest
@@ -169,14 +172,14 @@ def describe_source(uri: str, config: TokenizeConfig, vocabulary: GeneVocabulary
         if source.n_cells == 0:
             raise InputError(uri, "a source needs at least one cell", "none", "Leave it out.")
         kinds = require_obs(source, config.obs_columns)
-        clash = sorted(set(kinds) & set(schema.TOKEN_COLUMNS))
+        clash = sorted(set(kinds) & set(schema.RESERVED_COLUMNS))
         if clash:
             raise InputError(uri, "an obs column may not bear a name of the corpus", listing(clash), "Rename it.")
         if config.n_counts_column:
             require_obs(source, [config.n_counts_column])
         stamp = storage.stamp(uri)
         mapping = _read_mapping(uri, stamp.version, config.matrix, config.gene_ids, vocabulary)
-        check_block(source.read(0, min(source.n_cells, READ_CELLS)), source)
+        check_block(next(source.blocks(0, min(source.n_cells, READ_CELLS), READ_CELLS)), source)
         return SourcePlan(uri, format_of(uri), stamp, source.n_cells, mapping.report, kinds)
 
 
@@ -184,10 +187,7 @@ def _describe_sources(config: TokenizeConfig, vocabulary: GeneVocabulary) -> lis
     """Describe all sources, a Ray task each, in their order."""
     import ray
 
-    uris = [storage.absolute(uri) for uri in config.source]
-    repeated = {uri for uri in uris if uris.count(uri) > 1}
-    if repeated:
-        raise InputError("--source", "a file may be named once", listing(repeated), "Remove the repetition.")
+    uris = expand_sources(config.source)
     describe = ray.remote(describe_source)
     shared = ray.put(vocabulary)
     plans: list[SourcePlan] = ray.get([describe.remote(uri, config, shared) for uri in uris])
@@ -218,8 +218,7 @@ class TokenizeWorker:
         mapping = _read_mapping(unit.uri, unit.version, options.matrix, options.gene_ids, options.vocabulary)
         part = open_part(self._schema)
         with open_source(unit.uri, options.matrix) as source:
-            for start in range(unit.start, unit.stop, READ_CELLS):
-                block = source.read(start, min(start + READ_CELLS, unit.stop))
+            for block in source.blocks(unit.start, unit.stop, READ_CELLS):
                 self._encode(source, block, mapping, part)
 
     def _encode(

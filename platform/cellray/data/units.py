@@ -11,20 +11,21 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import ValidationError
 
 from cellray import storage
-from cellray.errors import InputError
-from cellray.schema import MANIFEST, PARTS, Manifest, PartRecord
+from cellray.errors import InputError, listing
+from cellray.schema import MANIFEST, PARTS, REQUEST, Manifest, PartRecord
 
 logger = logging.getLogger(__name__)
 
-_METADATA = b"cellray"
 _LOG_EVERY_S = 5.0
 _CHECKS_AT_ONCE = 16
 
@@ -57,12 +58,25 @@ class Unit:
         """Path of the part below the artefact's directory."""
         return f"{PARTS}/{self.key[:32]}.parquet"
 
+    @property
+    def record_path(self) -> str:
+        """Path of the part's record, which is published after it: while it lacks, the part does not count."""
+        return f"{PARTS}/{self.key[:32]}.json"
+
 
 class PartWriter:
     """Receives the tables of one part, one row group each, and counts of what happened on the way."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self._writer = pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True)
+        split = [name for name in map(_split_path, schema) if name is not None]
+        self._writer = pq.ParquetWriter(
+            path,
+            schema,
+            compression="zstd",
+            write_page_checksum=True,
+            use_dictionary=[field.name for field in schema if _split_path(field) is None],
+            use_byte_stream_split=split,
+        )
         self.rows = 0
         self.counts: Counter[str] = Counter()
 
@@ -71,10 +85,15 @@ class PartWriter:
         self._writer.write_table(table, row_group_size=max(1, table.num_rows))
         self.rows += table.num_rows
 
-    def close(self, key: str) -> None:
-        """Finish the file; the counts travel in its metadata, so that a rerun needs nothing else."""
-        self._writer.add_key_value_metadata({_METADATA: json.dumps({"key": key, "counts": dict(self.counts)})})
+    def close(self) -> None:
+        """Finish the file."""
         self._writer.close()
+
+
+def _split_path(field: pa.Field) -> str | None:
+    """Return the parquet path of a list of numbers, which is stored byte by byte: small, and fast both ways."""
+    kind = field.type
+    return f"{field.name}.list.element" if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind) else None
 
 
 Worker = Callable[[Unit, Callable[[pa.Schema], PartWriter]], None]
@@ -124,35 +143,34 @@ def make_part(unit: Unit, worker: Worker, output: str) -> PartRecord:
 
         worker(unit, open_part)
         (writer,) = writers
-        writer.close(unit.key)
+        writer.close()
         sha256 = storage.sha256_file(str(path))
-    return _record(unit, writer.rows, sha256, dict(writer.counts))
-
-
-def find_part(unit: Unit, output: str) -> PartRecord | None:
-    """Return the record of a unit's part if an earlier run published it."""
-    uri = storage.join(output, unit.path)
-    if not storage.exists(uri):
-        return None
-    fs, path = storage.filesystem(uri)
-    with fs.open(path, "rb") as file:
-        metadata = pq.read_metadata(file)
-    stored = json.loads((metadata.metadata or {}).get(_METADATA, b"{}"))
-    if stored.get("key") != unit.key:
-        return None
-    return _record(unit, metadata.num_rows, storage.sha256_file(uri), stored["counts"])
-
-
-def _record(unit: Unit, rows: int, sha256: str, counts: dict[str, int]) -> PartRecord:
-    return PartRecord(
+    record = PartRecord(
         path=unit.path,
-        rows=rows,
+        rows=writer.rows,
         sha256=sha256,
         source=unit.source,
         start=unit.start,
         stop=unit.stop,
-        counts=dict(sorted(counts.items())),
+        counts=dict(sorted(writer.counts.items())),
     )
+    storage.write_bytes(storage.join(output, unit.record_path), record.model_dump_json().encode())
+    return record
+
+
+def find_part(unit: Unit, output: str) -> PartRecord | None:
+    """Return the record of a unit's part if an earlier run published both.
+
+    The record, small, holds the digest of what was written, so nothing large is read, and a part that was damaged
+    since does not match its digest. Source numbers are this run's.
+    """
+    try:
+        record = PartRecord.model_validate_json(storage.read_bytes(storage.join(output, unit.record_path)))
+    except (FileNotFoundError, ValidationError):
+        return None
+    if not storage.exists(storage.join(output, unit.path)):
+        return None
+    return record.model_copy(update={"source": unit.source})
 
 
 def run_units(
@@ -235,7 +253,7 @@ class _Progress:
 
 
 def finished(output: str, request: str, manifest_class: type[Manifest]) -> Manifest | None:
-    """Return the manifest at an output if this very request was completed before.
+    """Return the manifest at an output if this very request was completed before; else claim the output for it.
 
     Raises
     ------
@@ -243,6 +261,7 @@ def finished(output: str, request: str, manifest_class: type[Manifest]) -> Manif
         The output holds another artefact, or the result of another request.
     """
     if not storage.exists(storage.join(output, MANIFEST)):
+        _claim(output, request)
         return None
     fix = "Choose another --output, or delete this one."
     try:
@@ -256,7 +275,33 @@ def finished(output: str, request: str, manifest_class: type[Manifest]) -> Manif
             f"another {manifest_class.model_fields['artefact'].default} (other input, options or vocabulary)",
             fix,
         )
+    missing = [part.path for part in manifest.parts if not storage.exists(storage.join(output, part.path))]
+    if missing:
+        raise InputError(output, "a finished result must hold all its parts", f"{listing(missing, 3)} missing", fix)
     return manifest
+
+
+def _claim(output: str, request: str) -> None:
+    """Mark an output as this request's, so that no other writes into it.
+
+    Raises
+    ------
+    InputError
+        The output holds something else, or the beginnings of another request.
+    """
+    uri = storage.join(output, REQUEST)
+    if not storage.exists(uri):
+        storage.require_vacant(output)
+        with suppress(FileExistsError):  # another run of the same request, perhaps
+            storage.publish_once(uri, json.dumps({"request": request}).encode())
+    claimed = storage.read_json(uri)
+    if not isinstance(claimed, dict) or claimed.get("request") != request:
+        raise InputError(
+            output,
+            "the output must be empty or hold this very result",
+            "the beginnings of another (other input, options or vocabulary)",
+            "Choose another --output, or delete this one.",
+        )
 
 
 def publish_manifest(output: str, manifest: Manifest) -> None:

@@ -8,22 +8,24 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from cellray import schema, storage
 from cellray.config import JobConfig
 from cellray.data.collate import TokenRows, token_budget_batches
 from cellray.data.corpus import Corpus, read_rows
-from cellray.data.session import ensure_ray, plain_errors
+from cellray.data.session import default_threads, ensure_ray, plain_errors
 from cellray.data.units import PartWriter, Pool, Unit, finished, publish_manifest, run_units
+from cellray.errors import InputError
 from cellray.model.checkpoint import ModelDirectory
-from cellray.model.encoder import CellEncoder, load_encoder
+from cellray.model.encoder import CellEncoder, check_layer, load_encoder
 from cellray.model.pooling import CELL_POOLINGS, Pooling, check_pooling, is_gene_token
 from cellray.schema import EmbeddingManifest
 
 logger = logging.getLogger(__name__)
 
-GENE = "gene"
+PER_GENE = "gene"
+_CELLS_PER_GENE_TABLE = 32  # bounds memory: each cell gives thousands of vectors
 TOKEN_BUDGET = {"cpu": 2048, "gpu": 65536}
 """Default budgets: a CPU is fastest while a batch's activations stay in its caches, a GPU when it is full."""
 
@@ -49,10 +51,34 @@ class EmbedConfig(JobConfig):
     cells_per_part: int = Field(2048, ge=1, description="most cells of a parquet part [cells]")
     actors: tuple[int, int] = Field((1, 1), description="least and most model replicas, as 1,8")
     cpus_per_actor: float = Field(1, gt=0, description="CPUs each replica reserves [CPUs]")
-    threads: int | None = Field(None, ge=1, description="torch threads of a replica on CPU, default: cpus-per-actor")
+    threads: int | None = Field(
+        None,
+        ge=1,
+        description="torch threads of a replica on CPU, default: all cores for one replica, else cpus-per-actor",
+    )
     gpus_per_actor: float = Field(
         0, ge=0, description="GPUs each replica reserves; above 0 the model runs on CUDA [GPUs]"
     )
+
+    @field_validator("actors", mode="before")
+    @classmethod
+    def _one_number(cls, value: object) -> object:
+        """Take one number for both bounds."""
+        if isinstance(value, int | str) or (isinstance(value, list | tuple) and len(value) == 1):
+            only = value if isinstance(value, int | str) else value[0]
+            return (only, only)
+        return value
+
+    @model_validator(mode="after")
+    def _sensible(self) -> "EmbedConfig":
+        low, high = self.actors
+        if not 1 <= low <= high:
+            raise ValueError(f"--actors {low},{high}: at least 1, and not more at least than at most")
+        if self.pooling == PER_GENE and (self.h5ad or self.umap):
+            raise ValueError("--h5ad and --umap need one embedding a cell: --pooling cell or cls")
+        if (self.umap is None) != (self.label is None):
+            raise ValueError("--umap and --label go together")
+        return self
 
 
 def embed_rows(
@@ -84,7 +110,7 @@ def embed_rows(
         gene_nl = gene_v[input_ids_nl]
         with torch.inference_mode():
             hidden_nld = encoder(input_ids_nl)
-            if pooling == GENE:
+            if pooling == PER_GENE:
                 per_gene = hidden_nld[gene_nl].float().cpu().split(gene_nl.sum(1).tolist())
                 result = [tensor.numpy() for tensor in per_gene]
             else:
@@ -100,6 +126,7 @@ class EmbedOptions:
 
     corpus: str
     model: str
+    model_digest: str
     layer: int
     pooling: str
     token_budget: int
@@ -114,8 +141,11 @@ class EmbedWorker:
     def __init__(self, options: EmbedOptions) -> None:
         torch.set_num_threads(options.threads)
         self._options = options
-        device = torch.device(torch.accelerator.current_accelerator() or "cpu") if options.gpu else torch.device("cpu")
-        self._encoder = load_encoder(ModelDirectory.open(options.model), options.layer, device)
+        model = ModelDirectory.open(options.model)
+        if model.digest != options.model_digest:
+            raise InputError(options.model, "a model may not change while it is used", "other weights", "Run again.")
+        device = _accelerator() if options.gpu else torch.device("cpu")
+        self._encoder = load_encoder(model, options.layer, device)
         vocabulary = Corpus.open(options.corpus).vocabulary
         self._gene_v = is_gene_token(vocabulary, device)
         self._gene_names = vocabulary.gene_of_token
@@ -125,29 +155,46 @@ class EmbedWorker:
         options = self._options
         columns = [schema.INPUT_IDS, schema.CELL_ID, schema.SOURCE_ROW, *options.obs_columns]
         table = read_rows(unit.uri, unit.start, unit.stop, columns)
-        rows = TokenRows.from_arrow(table[schema.INPUT_IDS])
-        embeddings = embed_rows(self._encoder, rows, options.pooling, self._gene_v, options.token_budget)
-        obs = table.select(options.obs_columns)
-        per_gene = options.pooling == GENE
-        part_schema = schema.embedding_schema(self._encoder.width, obs.schema, per_gene=per_gene)
-        part = open_part(part_schema)
-        part.counts["tokens"] += len(rows.input_ids)
-        if not per_gene:
-            part.write(self._table(table, np.stack(embeddings), [], part_schema))
-            return
-        cell = np.repeat(np.arange(table.num_rows), [len(e) for e in embeddings])
+        obs = table.select(options.obs_columns).schema
+        per_gene = options.pooling == PER_GENE
+        self._schema = schema.embedding_schema(self._encoder.width, obs, per_gene=per_gene)
+        part = open_part(self._schema)
+        step = _CELLS_PER_GENE_TABLE if per_gene else max(1, table.num_rows)
+        for start in range(0, table.num_rows, step):
+            cells = table.slice(start, step)
+            rows = TokenRows.from_arrow(cells[schema.INPUT_IDS])
+            embeddings = embed_rows(self._encoder, rows, options.pooling, self._gene_v, options.token_budget)
+            part.counts["tokens"] += len(rows.input_ids)
+            part.write(
+                self._gene_table(cells, rows, embeddings) if per_gene else self._table(cells, np.stack(embeddings))
+            )
+
+    def _gene_table(self, cells: pa.Table, rows: TokenRows, embeddings: list[NDArray[np.float32]]) -> pa.Table:
+        """Return a row for each gene of each cell."""
+        cell = np.repeat(np.arange(cells.num_rows), [len(e) for e in embeddings])
         tokens = rows.input_ids[self._gene_v.cpu().numpy()[rows.input_ids]]
         names = pa.array([self._gene_names[int(token)] for token in tokens], pa.string())
-        part.write(self._table(table.take(pa.array(cell)), np.concatenate(embeddings), [names], part_schema))
+        return self._table(cells.take(pa.array(cell)), np.concatenate(embeddings), names)
 
-    def _table(
-        self, cells: pa.Table, embedding_nd: NDArray[np.float32], gene: list[pa.Array], part_schema: pa.Schema
-    ) -> pa.Table:
+    def _table(self, cells: pa.Table, embedding_nd: NDArray[np.float32], gene: pa.Array | None = None) -> pa.Table:
         """Put embeddings beside what names them."""
-        flat = pa.array(np.ascontiguousarray(embedding_nd).reshape(-1))
-        vectors = pa.FixedSizeListArray.from_arrays(flat, self._encoder.width)
-        obs = [cells[name] for name in self._options.obs_columns]
-        return pa.table([cells[schema.CELL_ID], cells[schema.SOURCE_ROW], *gene, vectors, *obs], schema=part_schema)
+        vectors = pa.FixedSizeListArray.from_arrays(pa.array(embedding_nd.reshape(-1)), self._encoder.width)
+        names = [cells[schema.CELL_ID], cells[schema.SOURCE_ROW], *([] if gene is None else [gene])]
+        return pa.table([*names, vectors, *(cells[c] for c in self._options.obs_columns)], schema=self._schema)
+
+
+def _accelerator() -> torch.device:
+    """Return the device a replica that reserves a GPU computes on.
+
+    Raises
+    ------
+    InputError
+        The worker sees none.
+    """
+    device = torch.accelerator.current_accelerator()
+    if device is None:
+        raise InputError("--gpus-per-actor", "needs a GPU that torch can use", "none on the worker", "Set it to 0.")
+    return device
 
 
 @plain_errors()
@@ -165,9 +212,9 @@ def embed_cells(config: EmbedConfig) -> EmbeddingManifest:
     model = ModelDirectory.open(config.model)
     check_pooling(config.pooling, corpus.vocabulary)
     model.require_vocabulary(corpus.vocabulary, f"corpus {corpus.uri}", corpus.manifest.encoding.input_size)
+    check_layer(model, config.layer)
     if config.label is not None:
         corpus.require_column(config.label, "--label")
-    load_encoder(model, config.layer)  # a layer or weights that do not exist fail before actors start
     output = storage.absolute(config.output)
     budget = config.token_budget or TOKEN_BUDGET["gpu" if config.gpus_per_actor else "cpu"]
     parameters = {"model": model.digest, "layer": config.layer, "pooling": config.pooling, "budget": budget}
@@ -178,15 +225,17 @@ def embed_cells(config: EmbedConfig) -> EmbeddingManifest:
         assert isinstance(done, EmbeddingManifest)
         logger.info("%s is complete already: nothing to do", output)
         return done
+    load_encoder(model, config.layer)  # weights that do not fit fail before actors start
     ensure_ray()
     options = EmbedOptions(
         corpus=corpus.uri,
         model=model.uri,
+        model_digest=model.digest,
         layer=config.layer,
         pooling=config.pooling,
         token_budget=budget,
         obs_columns=tuple(corpus.manifest.obs_kinds),
-        threads=config.threads or max(1, int(config.cpus_per_actor)),
+        threads=config.threads or default_threads(config.actors[1], config.cpus_per_actor),
         gpu=config.gpus_per_actor > 0,
     )
     pool = Pool(concurrency=config.actors, num_cpus=config.cpus_per_actor, num_gpus=config.gpus_per_actor)

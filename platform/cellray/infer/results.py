@@ -1,7 +1,6 @@
 """Finished embeddings as people use them: a table, an AnnData file, a picture."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -73,7 +72,29 @@ class Embeddings:
             )
 
 
-def write_h5ad(embeddings: Embeddings, path: Path) -> tuple[int, int]:
+def check_h5ad_target(uri: str, corpus_uri: str) -> None:
+    """Check, before the work, that an .h5ad can be written: over nothing but an earlier one, from unchanged sources.
+
+    Raises
+    ------
+    InputError
+        A file of another origin is there, or a source of the corpus has changed.
+    """
+    for record in Corpus.open(corpus_uri).manifest.sources:
+        _require_unchanged(record)
+    uri = storage.absolute(uri)
+    if storage.exists(uri):
+        try:
+            with open_source(uri) as source:
+                ours = EMBEDDED in source.obs_kinds()
+        except InputError:
+            ours = False
+        if not ours:
+            fix = "Choose another --h5ad."
+            raise InputError(uri, "--h5ad may replace only embeddings written before", "another file", fix)
+
+
+def write_h5ad(embeddings: Embeddings, uri: str) -> tuple[int, int]:
     """Write an AnnData file with every cell of the corpus' sources, in their order.
 
     `obs` is that of the sources; `obsm["X_cellray"]` holds the embeddings, NaN where tokenization dropped the cell;
@@ -98,7 +119,7 @@ def write_h5ad(embeddings: Embeddings, path: Path) -> tuple[int, int]:
         table = read_rows(storage.join(embeddings.uri, part.path), 0, part.rows)
         source = corpus.manifest.parts[part.source].source
         vectors[source][table[schema.SOURCE_ROW].to_numpy()] = embeddings.matrix(table)
-    obs = pd.concat([_obs(source) for source in corpus.manifest.sources])
+    obs = _plain(pd.concat([_obs(source) for source in corpus.manifest.sources]))
     if len(vectors) > 1:
         names = [source.uri for source in corpus.manifest.sources]
         obs[SOURCE] = pd.Categorical(np.repeat(names, [len(v) for v in vectors]), categories=names)
@@ -106,31 +127,41 @@ def write_h5ad(embeddings: Embeddings, path: Path) -> tuple[int, int]:
     obs[EMBEDDED] = ~np.isnan(obsm[:, 0])
     adata = AnnData(obs=obs, obsm={OBSM_KEY: obsm})
     adata.uns["cellray"] = {"model_digest": embeddings.manifest.model_digest, "corpus_digest": corpus.manifest.digest}
-    with storage.atomic_file(storage.absolute(str(path))) as temporary:
+    with storage.atomic_file(storage.absolute(uri)) as temporary:
         adata.write_h5ad(temporary, compression="gzip")
     return len(obs), int(obs[EMBEDDED].sum())
 
 
 def _obs(record: SourceRecord) -> pd.DataFrame:
     """Read the obs table of a source that has not changed since it was tokenized."""
-    if storage.stamp(record.uri).version != record.version:
-        raise InputError(record.uri, "a source may not change after tokenization", "another version", "Tokenize again.")
+    _require_unchanged(record)
     with open_source(record.uri, record.matrix) as source:
         columns = {name: source.obs(name, 0, source.n_cells).to_pandas() for name in source.obs_kinds()}
         index = pd.Index(source.cell_names(0, source.n_cells).to_pandas().astype(str))
-    table = pd.DataFrame({name: values.set_axis(index) for name, values in columns.items()}, index=index)
-    text = table.select_dtypes("object").columns
-    return table.astype(dict.fromkeys(text, "category"))
+    return pd.DataFrame({name: values.set_axis(index) for name, values in columns.items()}, index=index)
 
 
-def draw_umap(
-    embeddings: Embeddings, label: str, path: Path, title: str, max_cells: int = 20_000, seed: int = 0
-) -> int:
+def _plain(table: pd.DataFrame) -> pd.DataFrame:
+    """Give columns of mixed or missing values a type AnnData can write: nullable flags, or categories of text."""
+    for name in table.select_dtypes("object").columns:
+        values = table[name].dropna()
+        flags = values.map(lambda value: isinstance(value, bool)).all() and len(values) > 0
+        table[name] = table[name].astype("boolean") if flags else table[name].astype("string").astype("category")
+    return table
+
+
+def _require_unchanged(record: SourceRecord) -> None:
+    if storage.stamp(record.uri).version != record.version:
+        raise InputError(record.uri, "a source may not change after tokenization", "another version", "Tokenize again.")
+
+
+def draw_umap(embeddings: Embeddings, label: str, uri: str, title: str, max_cells: int = 20_000, seed: int = 0) -> int:
     """Draw the UMAP of at most `max_cells` cells, drawn at random beyond that; return how many were drawn."""
     embeddings.require_cells("--umap")
     table = embeddings.table()
     if table.num_rows > max_cells:
         chosen = np.sort(np.random.default_rng(seed).choice(table.num_rows, max_cells, replace=False))
         table = table.take(pa.array(chosen))
-    umap_png(embeddings.matrix(table), table[label].to_pandas().rename(label), path, title, seed=seed)
+    with storage.atomic_file(storage.absolute(uri)) as path:
+        umap_png(embeddings.matrix(table), table[label].to_pandas().rename(label), path, title, seed=seed)
     return int(table.num_rows)

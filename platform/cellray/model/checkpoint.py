@@ -63,13 +63,18 @@ class ModelDirectory:
         if not isinstance(fields, dict) or fields.get("model_type") != "bert":
             found = f"model_type {fields.get('model_type')!r}" if isinstance(fields, dict) else "other JSON"
             raise InputError(storage.join(uri, CONFIG), "the model must be a BERT encoder", found, fix)
+        try:
+            config = BertConfig.from_dict(fields)
+        except (ValueError, TypeError, AttributeError, StrictDataclassError) as error:
+            found = " ".join(str(error).split())[:200]
+            raise InputError(storage.join(uri, CONFIG), "it must be a valid BERT configuration", found, fix) from None
         provenance_uri = storage.join(uri, PROVENANCE)
         vocabulary_uri = storage.join(uri, schema.VOCABULARY)
         model = cls(
             uri=uri,
-            config=BertConfig.from_dict(fields),
+            config=config,
             vocabulary=GeneVocabulary.load(vocabulary_uri) if storage.exists(vocabulary_uri) else None,
-            provenance=storage.read_json(provenance_uri) if storage.exists(provenance_uri) else {},
+            provenance=_read_object(provenance_uri) if storage.exists(provenance_uri) else {},
             digest=storage.sha256_file(storage.join(uri, WEIGHTS)),
         )
         model._check()
@@ -131,6 +136,14 @@ class ModelDirectory:
                 "other content",
                 "Restore the file.",
             )
+        wanted = self.provenance.get("vocabulary_digest")
+        if self.vocabulary is not None and wanted not in (None, self.vocabulary.digest):
+            raise InputError(
+                storage.join(self.uri, schema.VOCABULARY),
+                f"the vocabulary must be the one {PROVENANCE} names",
+                f"digest {self.vocabulary.digest[:12]} for {wanted[:12]}",
+                "Restore the file.",
+            )
         if self.vocabulary is not None and len(self.vocabulary) != self.config.vocab_size:
             raise InputError(
                 self.uri,
@@ -138,6 +151,13 @@ class ModelDirectory:
                 f"{len(self.vocabulary):,} tokens, {self.config.vocab_size:,} rows",
                 "Restore the directory.",
             )
+
+
+def _read_object(uri: str) -> dict[str, Any]:
+    value = storage.read_json(uri)
+    if not isinstance(value, dict):
+        raise InputError(uri, "the file must hold a JSON object", type(value).__name__, "Restore the file.")
+    return value
 
 
 def save_model(model: PreTrainedModel, vocabulary: GeneVocabulary, provenance: dict[str, Any], uri: str) -> str:

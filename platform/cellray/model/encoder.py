@@ -59,6 +59,21 @@ class CellEncoder(nn.Module):
         return hidden_nld
 
 
+def check_layer(model: ModelDirectory, emb_layer: int) -> int:
+    """Return how many transformer layers a hidden state needs.
+
+    Raises
+    ------
+    InputError
+        The model has no such layer.
+    """
+    layers = model.n_layers + emb_layer
+    if not 0 <= layers <= model.n_layers:
+        rule = f"--layer must lie in {-model.n_layers}..0"
+        raise InputError(model.uri, rule, str(emb_layer), "0 is the last hidden state, -1 the one before.")
+    return layers
+
+
 def load_encoder(model: ModelDirectory, emb_layer: int, device: torch.device | str = "cpu") -> CellEncoder:
     """Load the layers of a model that a hidden state needs.
 
@@ -77,14 +92,7 @@ def load_encoder(model: ModelDirectory, emb_layer: int, device: torch.device | s
     InputError
         The model has no such layer, or weights are missing.
     """
-    layers = model.n_layers + emb_layer
-    if not 0 <= layers <= model.n_layers:
-        raise InputError(
-            model.uri,
-            f"--layer must lie in {-model.n_layers}..0",
-            str(emb_layer),
-            "0 is the last hidden state, -1 the one before.",
-        )
+    layers = check_layer(model, emb_layer)
     config = BertConfig.from_dict(model.config.to_dict() | {"num_hidden_layers": layers, "attn_implementation": "sdpa"})
     bert = BertModel(config, add_pooling_layer=False)
     with model.files() as directory:

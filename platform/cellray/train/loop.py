@@ -8,7 +8,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,10 @@ class LoopConfig:
     seed: int
     rank: int = 0
     world_size: int = 1
+
+    def of_rank(self, rank: int, world_size: int) -> "LoopConfig":
+        """Return the same numbers for one worker of a group."""
+        return replace(self, rank=rank, world_size=world_size)
 
 
 @dataclass(frozen=True)
@@ -188,11 +192,14 @@ def _chain(epochs: Iterable[Iterator[Batch]], steps: int) -> Iterator[Batch]:
     if steps <= 0:
         return
     for epoch in epochs:
+        left = steps
         for batch in epoch:
             yield batch
             steps -= 1
             if steps == 0:
                 return
+        if steps == left:
+            raise RuntimeError("an epoch without a batch: this worker's share of the cells is smaller than a batch")
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -31,7 +31,10 @@ def report_relay(tracker: Tracker, steps: int) -> tuple[Any, Any]:
             """Take one report."""
             values = dict(metrics[0])
             step = int(values.pop("step"))
-            tracker.log_metrics(values, step)
+            try:
+                tracker.log_metrics(values, step)
+            except Exception as error:  # whatever a tracking server answers, training goes on
+                lines.put(f"step {step:,} could not be recorded: {error}")
             lines.put(f"step {step:,} of {steps:,}: " + ", ".join(f"{k} {v:,.4g}" for k, v in values.items()))
 
     return lines, Relay()
