@@ -27,13 +27,15 @@ def run(name: str, config_class: type[JobConfig], main: Callable[..., str], *arg
     return 0
 
 
-@pytest.mark.parametrize("job", ["build_vocabulary", "tokenize_corpus", "pretrain", "embed_cells", "demo"])
+@pytest.mark.parametrize(
+    "job", ["build_vocabulary", "tokenize_corpus", "pretrain", "embed_cells", "inspect_corpus", "demo"]
+)
 def test_help_of_every_job(job: str) -> None:
     shown = subprocess.run(
         [sys.executable, "-m", f"jobs.{job}", "--help"], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )
     assert f"usage: python -m jobs.{job}" in shown.stdout
-    assert "--output" in shown.stdout
+    assert "--config FILE.toml" in shown.stdout
 
 
 def test_a_vocabulary_from_counts_says_what_it_wrote(

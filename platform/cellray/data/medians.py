@@ -35,7 +35,7 @@ class MedianConfig(JobConfig):
     """How to measure nonzero medians of a corpus of counts."""
 
     source: tuple[str, ...] = Field(
-        (), description="files of raw counts (.h5ad), local paths or s3:// URIs, comma-separated"
+        (), description="files of raw counts, folders, globs or lists (.txt) of them, local or s3://, comma-separated"
     )
     matrix: str = Field("X", description="where the raw counts are: X, raw or layers/NAME")
     gene_ids: str | None = Field(

@@ -42,7 +42,7 @@ class TokenizeConfig(JobConfig):
     """Turn files of raw counts into a token corpus: rank value encoding with a fixed vocabulary."""
 
     source: tuple[str, ...] = Field(
-        description="files of raw counts (.h5ad), local paths or s3:// URIs, comma-separated"
+        description="files of raw counts, folders, globs or lists (.txt) of them, local or s3://, comma-separated"
     )
     vocabulary: str = Field(description="vocabulary.json, from jobs.build_vocabulary")
     output: str = Field(description="directory or s3:// URI of the corpus")

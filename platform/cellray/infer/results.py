@@ -9,6 +9,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cellray import schema, storage
+from cellray.data.anndata_store import open_hdf5
 from cellray.data.corpus import Corpus, read_rows
 from cellray.data.source import open_source
 from cellray.errors import InputError
@@ -85,8 +86,9 @@ def check_h5ad_target(uri: str, corpus_uri: str) -> None:
     uri = storage.absolute(uri)
     if storage.exists(uri):
         try:
-            with open_source(uri) as source:
-                ours = EMBEDDED in source.obs_kinds()
+            file, close = open_hdf5(uri)
+            ours = f"obs/{EMBEDDED}" in file
+            close()
         except InputError:
             ours = False
         if not ours:

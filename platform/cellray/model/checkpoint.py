@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import BertConfig, PreTrainedModel
 from transformers.utils import logging as hf_logging
 
