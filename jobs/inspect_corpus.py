@@ -5,7 +5,7 @@ from pydantic_settings import CliPositionalArg
 
 from cellray.config import JobConfig
 from cellray.data.corpus import Corpus, damaged_shards
-from cellray.data.tokenization import report
+from cellray.data.report import report
 from cellray.errors import InputError, listing
 from jobs._run import run_job
 

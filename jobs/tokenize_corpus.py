@@ -1,11 +1,14 @@
 """Turn files of raw counts into a token corpus."""
 
-from cellray.data.tokenization import TokenizeConfig, report, tokenize_corpus
+from cellray.data.report import report
+from cellray.data.tokenization import TokenizeConfig, dry_run, tokenize_corpus
 from jobs._run import run_job
 
 
 def main(config: TokenizeConfig) -> str:
     """Tokenize and report what was mapped, kept and dropped."""
+    if config.dry_run:
+        return dry_run(config)
     manifest = tokenize_corpus(config)
     return f"{report(manifest)}\nwrote {config.output}: token corpus, digest {manifest.digest[:12]}"
 

@@ -1,6 +1,8 @@
 """The one error that bad input gets."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+_SHOWN = 20
 
 
 class InputError(ValueError):
@@ -24,6 +26,16 @@ class InputError(ValueError):
 
     def __str__(self) -> str:
         return f"{self.subject}: {self.rule}; found {self.found}. {self.fix}"
+
+
+def combined(errors: Sequence[InputError]) -> InputError:
+    """Return one error for several: itself if it is one, else all of them in one line."""
+    distinct = list(dict.fromkeys(map(str, errors)))
+    if len(distinct) == 1:
+        return errors[0]
+    shown = " | ".join(distinct[:_SHOWN]) + (f" | and {len(distinct) - _SHOWN} more" if len(distinct) > _SHOWN else "")
+    fix = "Correct these files, or leave them out with --on-bad-file skip."
+    return InputError(f"{len(distinct)} files", "every file must be sound", shown, fix)
 
 
 def listing(names: Iterable[object], limit: int = 8) -> str:

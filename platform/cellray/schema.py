@@ -128,6 +128,13 @@ class SourceRecord(Record):
     genes: GeneReport
 
 
+class FailedSource(Record):
+    """One file that was left out, and why."""
+
+    uri: str
+    error: str
+
+
 class Encoding(Record):
     """Parameters of rank value encoding."""
 
@@ -190,6 +197,7 @@ class CorpusManifest(Manifest):
     vocabulary_digest: str
     obs_kinds: dict[str, str]
     sources: tuple[SourceRecord, ...]
+    failed: tuple[FailedSource, ...] = ()
 
 
 class EmbeddingManifest(Manifest):

@@ -13,7 +13,9 @@ from scipy import sparse
 
 from cellray import storage
 from cellray.data.corpus import Corpus, damaged_shards, read_rows
-from cellray.data.tokenization import TokenizeConfig, report, tokenize_corpus
+from cellray.data.plan import describe_source
+from cellray.data.report import report
+from cellray.data.tokenization import TokenizeConfig, dry_run, tokenize_corpus
 from cellray.data.units import make_part
 from cellray.errors import InputError
 from cellray.schema import CorpusManifest
@@ -178,7 +180,7 @@ def test_the_corpus_on_s3_is_the_one_on_disk(
     from cellray.data import tokenization as stage
 
     vocabulary = GeneVocabulary.load(vocabulary_file)
-    plan = stage.describe_source(on_s3.source[0], on_s3, vocabulary)
+    plan = describe_source(on_s3.source[0], on_s3, vocabulary)
     options = stage.TokenizeOptions(vocabulary, "X", None, None, 16, {})
     units = stage.plan_units([plan], options, 15)
     parts = [make_part(unit, stage.TokenizeWorker(options), on_s3.output) for unit in units]
@@ -242,6 +244,49 @@ def test_a_cell_without_counts_needs_no_total(make_h5ad: Make, vocabulary_file: 
     )
     assert tokenize_corpus(config).sources[0].dropped["no gene of the vocabulary"] == 1
     assert [row["n_counts"] for row in table_of(config.output)] == [9.0, 7.0]
+
+
+@pytest.fixture
+def three_files(make_h5ad: Make) -> list[Path]:
+    """Return a sound file, one that is none, and one with bad counts far behind its beginning."""
+    late = random_counts(2000, 40)
+    late.data[late.indptr[1990]] = 0.5
+    paths = [make_h5ad("good.h5ad", cells=30), make_h5ad("none.h5ad", cells=3), make_h5ad("late.h5ad", x=late)]
+    paths[1].write_bytes(b"nothing")
+    return paths
+
+
+def test_bad_files_are_all_named_or_all_left_out(three_files: list[Path], vocabulary_file: str, tmp_path: Path) -> None:
+    good, none, late = map(str, three_files)
+    config = TokenizeConfig(source=(none, late, good), vocabulary=vocabulary_file, output=str(tmp_path / "c"))
+    with pytest.raises(InputError, match=r"none\.h5ad: the file must be a whole HDF5 file"):
+        tokenize_corpus(config)
+    skipping = config.model_copy(update={"on_bad_file": "skip", "cells_per_shard": 1000})
+    manifest = tokenize_corpus(skipping)
+    assert [source.uri for source in manifest.sources] == [good]
+    assert [failed.uri for failed in manifest.failed] == [none, late]
+    assert "X must hold raw counts" in manifest.failed[1].error
+    assert {part.source for part in manifest.parts} == {0}
+    assert manifest.rows == len(table_of(skipping.output)) == 30
+    assert f"{late}: left out: {late}: X must hold raw counts" in report(manifest)
+    with pytest.raises(InputError, match=r"none\.h5ad"):
+        tokenize_corpus(skipping.model_copy(update={"source": (none,), "output": str(tmp_path / "d")}))
+
+
+def test_a_dry_run_writes_nothing(three_files: list[Path], vocabulary_file: str, tmp_path: Path) -> None:
+    good, none, _ = map(str, three_files)
+    config = TokenizeConfig(
+        source=(good, none),
+        vocabulary=vocabulary_file,
+        output=str(tmp_path / "c"),
+        cells_per_shard=20,
+        on_bad_file="skip",
+        dry_run=True,
+    )
+    told = dry_run(config)
+    assert "would write 2 shards of 30 cells from 1 files" in told
+    assert f"{none}: would be left out" in told
+    assert not (tmp_path / "c").exists()
 
 
 def test_the_manifest_is_readable_and_complete(make_h5ad: Make, vocabulary_file: str, tmp_path: Path) -> None:

@@ -6,9 +6,9 @@ sources into units, let `cellray.data.units` do them, account for every cell.
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -21,12 +21,13 @@ from cellray.data import gene_ids
 from cellray.data.cells import filter_pass, total_counts
 from cellray.data.checks import check_block, sum_duplicates
 from cellray.data.locate import expand_sources
+from cellray.data.plan import SourcePlan, common_kinds, describe_sources, read_mapping
 from cellray.data.session import ensure_ray, plain_errors
-from cellray.data.source import CountBlock, CountSource, format_of, open_source, require_obs
-from cellray.data.units import PartWriter, Pool, Unit, finished, publish_manifest, run_units
-from cellray.errors import InputError, listing
+from cellray.data.source import CountBlock, CountSource, open_source
+from cellray.data.units import PartWriter, Pool, Unit, find_part, finished, publish_manifest, run_units
+from cellray.errors import InputError, combined, listing
 from cellray.rank_value import EncodedCells, encode_rows
-from cellray.schema import CorpusManifest, Encoding, GeneReport, PartRecord, SourceRecord
+from cellray.schema import CorpusManifest, Encoding, FailedSource, PartRecord, SourceRecord
 from cellray.vocabulary import GeneVocabulary
 
 logger = logging.getLogger(__name__)
@@ -56,19 +57,11 @@ class TokenizeConfig(JobConfig):
     )
     input_size: int | None = Field(None, gt=4, description="tokens of a row, default: the vocabulary's [tokens]")
     cells_per_shard: int = Field(8192, ge=1, description="most cells of a source that go into one shard [cells]")
+    on_bad_file: Literal["fail", "skip"] = Field(
+        "fail", description="what a file that breaks a rule does: fail the job, or be left out and reported"
+    )
+    dry_run: bool = Field(False, description="only tell what would be done")
     workers: int | None = Field(None, ge=1, description="most tasks at the same time, default: what the cluster has")
-
-
-@dataclass(frozen=True)
-class SourcePlan:
-    """What is known of a source before it is read."""
-
-    uri: str
-    format: str
-    stamp: storage.FileStamp
-    n_cells: int
-    genes: GeneReport
-    obs_kinds: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -83,6 +76,54 @@ class TokenizeOptions:
     obs_kinds: dict[str, str]
 
 
+@dataclass(frozen=True)
+class Job:
+    """A request that has been looked at: sound sources, bad ones, the units of work."""
+
+    output: str
+    plans: list[SourcePlan]
+    failed: list[FailedSource]
+    options: TokenizeOptions
+    units: list[Unit]
+
+    @property
+    def request(self) -> str:
+        """Digest of all that decides the corpus."""
+        return schema.request_digest(artefact="token corpus", units=[unit.key for unit in self.units])
+
+
+@plain_errors()
+def prepare(config: TokenizeConfig) -> Job:
+    """Open all sources, check what can be checked before reading them through, and cut them into units.
+
+    Raises
+    ------
+    InputError
+        A source breaks a rule and `on_bad_file` is `fail`, or no source is sound.
+    """
+    vocabulary = GeneVocabulary.load(config.vocabulary)
+    uris = expand_sources(config.source)
+    ensure_ray()
+    described = describe_sources(uris, config, vocabulary)
+    errors = [found for found in described if isinstance(found, InputError)]
+    plans = [found for found in described if isinstance(found, SourcePlan)]
+    if errors and (config.on_bad_file == "fail" or not plans):
+        raise combined(errors)
+    failed = [
+        FailedSource(uri=u, error=str(d)) for u, d in zip(uris, described, strict=True) if isinstance(d, InputError)
+    ]
+    options = TokenizeOptions(
+        vocabulary=vocabulary,
+        matrix=config.matrix,
+        gene_ids=config.gene_ids,
+        n_counts_column=config.n_counts_column,
+        input_size=config.input_size or vocabulary.input_size,
+        obs_kinds=common_kinds(plans, config.obs_columns),
+    )
+    units = plan_units(plans, options, config.cells_per_shard)
+    return Job(storage.absolute(config.output), plans, failed, options, units)
+
+
 @plain_errors()
 def tokenize_corpus(config: TokenizeConfig) -> CorpusManifest:
     """Tokenize all sources into one corpus and return its manifest.
@@ -92,49 +133,62 @@ def tokenize_corpus(config: TokenizeConfig) -> CorpusManifest:
     Raises
     ------
     InputError
-        A source breaks a rule (see `cellray.data.checks`, `cellray.data.gene_ids`), or the output holds another corpus.
+        A source breaks a rule (see `cellray.data.checks`, `cellray.data.gene_ids`) and `on_bad_file` is `fail`; no cell
+        is left; or the output holds something else.
     """
-    vocabulary = GeneVocabulary.load(config.vocabulary)
-    output = storage.absolute(config.output)
-    ensure_ray()
-    plans = _describe_sources(config, vocabulary)
-    options = TokenizeOptions(
-        vocabulary=vocabulary,
-        matrix=config.matrix,
-        gene_ids=config.gene_ids,
-        n_counts_column=config.n_counts_column,
-        input_size=config.input_size or vocabulary.input_size,
-        obs_kinds=_common_kinds(plans, config.obs_columns),
-    )
-    units = plan_units(plans, options, config.cells_per_shard)
-    request = schema.request_digest(artefact="token corpus", units=[unit.key for unit in units])
-    if done := finished(output, request, CorpusManifest):
-        logger.info("%s is complete already: nothing to do", output)
+    job = prepare(config)
+    if done := finished(job.output, job.request, CorpusManifest):
+        logger.info("%s is complete already: nothing to do", job.output)
         assert isinstance(done, CorpusManifest)
         return done
-    storage.write_bytes(storage.join(output, schema.VOCABULARY), vocabulary.to_json())
-    parts = run_units(
-        "tokenize", output, units, lambda: TokenizeWorker(options), Pool(concurrency=config.workers), actors=False
-    )
-    manifest = CorpusManifest(
-        request=request,
-        parts=parts,
-        software=schema.software_versions("anndata", "pyarrow", "numpy"),
-        encoding=Encoding(input_size=options.input_size, special_tokens=dict(vocabulary.special_tokens)),
-        vocabulary_digest=vocabulary.digest,
-        obs_kinds=options.obs_kinds,
-        sources=tuple(_account(i, plan, parts, config.matrix) for i, plan in enumerate(plans)),
-    )
+    storage.write_bytes(storage.join(job.output, schema.VOCABULARY), job.options.vocabulary.to_json())
+    pool, options = Pool(concurrency=config.workers), job.options
+    results = run_units("tokenize", job.output, job.units, lambda: TokenizeWorker(options), pool, actors=False)
+    broken = {u.source: r for u, r in zip(job.units, results, strict=True) if isinstance(r, InputError)}
+    if broken and (config.on_bad_file == "fail" or len(broken) == len(job.plans)):
+        raise combined(list(broken.values()))
+    manifest = _manifest(job, [r for r in results if isinstance(r, PartRecord)], broken)
     if manifest.rows == 0:
         dropped = Counter[str]()
         for source in manifest.sources:
             dropped.update(source.dropped)
         found = "none; dropped: " + ", ".join(f"{n:,} ({reason})" for reason, n in dropped.items())
-        raise InputError(
-            listing(config.source), "a corpus needs at least one cell", found, "Check these columns and ids."
-        )
-    publish_manifest(output, manifest)
+        fix = "Check these columns and ids."
+        raise InputError(listing(config.source), "a corpus needs at least one cell", found, fix)
+    publish_manifest(job.output, manifest)
     return manifest
+
+
+def dry_run(config: TokenizeConfig) -> str:
+    """Tell what tokenization would do, without writing anything."""
+    job = prepare(config)
+    there = sum(find_part(unit, job.output) is not None for unit in job.units)
+    lines = [f"{p.uri}: {p.n_cells:,} cells, {p.genes.known:,} of {p.genes.columns:,} columns known" for p in job.plans]
+    lines.extend(f"{failed.uri}: would be left out: {failed.error}" for failed in job.failed)
+    cells = sum(plan.n_cells for plan in job.plans)
+    lines.append(
+        f"would write {len(job.units):,} shards of {cells:,} cells from {len(job.plans):,} files to {job.output}; "
+        f"{there:,} are there already. Nothing was written."
+    )
+    return "\n".join(lines)
+
+
+def _manifest(job: Job, parts: Sequence[PartRecord], broken: Mapping[int, InputError]) -> CorpusManifest:
+    """Account for all sources; those that turned out bad while they were read are left out as a whole."""
+    sound = [i for i in range(len(job.plans)) if i not in broken]
+    kept = [part.model_copy(update={"source": sound.index(part.source)}) for part in parts if part.source in sound]
+    failed = [*job.failed, *(FailedSource(uri=job.plans[i].uri, error=str(e)) for i, e in sorted(broken.items()))]
+    vocabulary, options = job.options.vocabulary, job.options
+    return CorpusManifest(
+        request=job.request,
+        parts=tuple(kept),
+        software=schema.software_versions("anndata", "pyarrow", "numpy"),
+        encoding=Encoding(input_size=options.input_size, special_tokens=dict(vocabulary.special_tokens)),
+        vocabulary_digest=vocabulary.digest,
+        obs_kinds=options.obs_kinds,
+        sources=tuple(_account(new, job.plans[old], kept, options.matrix) for new, old in enumerate(sound)),
+        failed=tuple(failed),
+    )
 
 
 def plan_units(plans: Sequence[SourcePlan], options: TokenizeOptions, cells_per_shard: int) -> list[Unit]:
@@ -160,49 +214,6 @@ def plan_units(plans: Sequence[SourcePlan], options: TokenizeOptions, cells_per_
     return units
 
 
-def describe_source(uri: str, config: TokenizeConfig, vocabulary: GeneVocabulary) -> SourcePlan:
-    """Open a source and check all that can be told without reading it through, and its first cells.
-
-    Raises
-    ------
-    InputError
-        The source breaks a rule.
-    """
-    with open_source(uri, config.matrix) as source:
-        if source.n_cells == 0:
-            raise InputError(uri, "a source needs at least one cell", "none", "Leave it out.")
-        kinds = require_obs(source, config.obs_columns)
-        clash = sorted(set(kinds) & set(schema.RESERVED_COLUMNS))
-        if clash:
-            raise InputError(uri, "an obs column may not bear a name of the corpus", listing(clash), "Rename it.")
-        if config.n_counts_column:
-            require_obs(source, [config.n_counts_column])
-        stamp = storage.stamp(uri)
-        mapping = _read_mapping(uri, stamp.version, config.matrix, config.gene_ids, vocabulary)
-        check_block(next(source.blocks(0, min(source.n_cells, READ_CELLS), READ_CELLS)), source)
-        return SourcePlan(uri, format_of(uri), stamp, source.n_cells, mapping.report, kinds)
-
-
-def _describe_sources(config: TokenizeConfig, vocabulary: GeneVocabulary) -> list[SourcePlan]:
-    """Describe all sources, a Ray task each, in their order."""
-    import ray
-
-    uris = expand_sources(config.source)
-    describe = ray.remote(describe_source)
-    shared = ray.put(vocabulary)
-    plans: list[SourcePlan] = ray.get([describe.remote(uri, config, shared) for uri in uris])
-    return plans
-
-
-def _common_kinds(plans: Sequence[SourcePlan], columns: Sequence[str]) -> dict[str, str]:
-    """Return one kind for each obs column; where files differ, numbers become real and all else text."""
-    kinds = {}
-    for column in columns:
-        found = {plan.obs_kinds[column] for plan in plans}
-        kinds[column] = found.pop() if len(found) == 1 else "real" if found == {"integer", "real"} else "text"
-    return kinds
-
-
 class TokenizeWorker:
     """Reads one row range, encodes it and writes a shard, `READ_CELLS` cells at a time."""
 
@@ -215,7 +226,7 @@ class TokenizeWorker:
         options = self._options
         if storage.stamp(unit.uri).version != unit.version:
             raise InputError(unit.uri, "a source may not change while it is read", "another version", "Run again.")
-        mapping = _read_mapping(unit.uri, unit.version, options.matrix, options.gene_ids, options.vocabulary)
+        mapping = read_mapping(unit.uri, unit.version, options.matrix, options.gene_ids, options.vocabulary)
         part = open_part(self._schema)
         with open_source(unit.uri, options.matrix) as source:
             for block in source.blocks(unit.start, unit.stop, READ_CELLS):
@@ -262,19 +273,6 @@ class TokenizeWorker:
         return pa.table(columns, schema=self._schema)
 
 
-@lru_cache(maxsize=8)
-def _read_mapping(
-    uri: str,
-    version: str,  # part of the key: another version of a file has another mapping
-    matrix: str,
-    column: str | None,
-    vocabulary: GeneVocabulary,
-) -> gene_ids.ColumnMapping:
-    """Map a file's columns, once a worker process: the next units of the file find the mapping here."""
-    with open_source(uri, matrix) as source:
-        return gene_ids.map_columns(*gene_ids.column_names(source, column), vocabulary, uri)
-
-
 def _account(index: int, plan: SourcePlan, parts: Sequence[PartRecord], matrix: str) -> SourceRecord:
     """Sum a source's parts; every cell is kept or dropped for a reason."""
     own = [part for part in parts if part.source == index]
@@ -292,23 +290,3 @@ def _account(index: int, plan: SourcePlan, parts: Sequence[PartRecord], matrix: 
         dropped=dropped,
         genes=plan.genes,
     )
-
-
-def report(manifest: CorpusManifest) -> str:
-    """Tell people what was mapped, kept and dropped."""
-    lines = []
-    for source in manifest.sources:
-        genes = source.genes
-        dropped = ", ".join(f"{n:,} dropped ({reason})" for reason, n in source.dropped.items() if n) or "none dropped"
-        lines.append(
-            f"{source.uri}: genes from {genes.ids_from}: {genes.known:,} known of {genes.columns:,} columns "
-            f"({genes.summed:,} summed into others, {genes.without_median:,} without median, "
-            f"{genes.unknown:,} unknown); cells: {source.kept:,} kept of {source.cells:,}, {dropped}"
-        )
-    tokens = sum(part.counts["tokens"] for part in manifest.parts)
-    truncated = sum(part.counts["truncated"] for part in manifest.parts)
-    lines.append(
-        f"{manifest.rows:,} cells, {tokens:,} tokens ({tokens / max(manifest.rows, 1):,.0f} a cell), "
-        f"{truncated:,} cells cut to {manifest.encoding.input_size:,} tokens, {len(manifest.parts):,} shards"
-    )
-    return "\n".join(lines)

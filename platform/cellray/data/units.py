@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from cellray import storage
-from cellray.errors import InputError, listing
+from cellray.errors import InputError, combined, listing
 from cellray.schema import MANIFEST, PARTS, REQUEST, Manifest, PartRecord
 
 logger = logging.getLogger(__name__)
@@ -128,8 +128,11 @@ class _UnitActor:
 
 
 def _do(row: dict[str, Any], worker: Worker, output: str) -> dict[str, Any]:
-    record = make_part(Unit(**json.loads(row["unit"])), worker, output)
-    return {"record": record.model_dump_json()}
+    unit = Unit(**json.loads(row["unit"]))
+    try:
+        return {"path": unit.path, "record": make_part(unit, worker, output).model_dump_json(), "error": ""}
+    except InputError as error:  # an answer, not a crash: the other units go on
+        return {"path": unit.path, "record": "", "error": json.dumps(error.args)}
 
 
 def make_part(unit: Unit, worker: Worker, output: str) -> PartRecord:
@@ -175,8 +178,8 @@ def find_part(unit: Unit, output: str) -> PartRecord | None:
 
 def run_units(
     stage: str, output: str, units: Sequence[Unit], make_worker: Callable[[], Worker], pool: Pool, *, actors: bool
-) -> tuple[PartRecord, ...]:
-    """Do all units on Ray Data and return their parts' records in the units' order.
+) -> tuple[PartRecord | InputError, ...]:
+    """Do all units on Ray Data; return each one's record, or what was wrong with its input, in the units' order.
 
     Parameters
     ----------
@@ -195,17 +198,33 @@ def run_units(
     """
     with ThreadPoolExecutor(_CHECKS_AT_ONCE) as threads:
         found = list(threads.map(lambda unit: find_part(unit, output), units))
-    records = {record.path: record for record in found if record is not None}
-    todo = [unit for unit in units if unit.path not in records]
-    if records:
-        logger.info("%s: %d of %d parts are there from an earlier run", stage, len(records), len(units))
+    results: dict[str, PartRecord | InputError] = {record.path: record for record in found if record is not None}
+    todo = [unit for unit in units if unit.path not in results]
+    if results:
+        logger.info("%s: %d of %d parts are there from an earlier run", stage, len(results), len(units))
     if todo:
-        progress = _Progress(stage, sum(unit.stop - unit.start for unit in todo))
+        cells = {unit.path: unit.stop - unit.start for unit in todo}
+        progress = _Progress(stage, sum(cells.values()))
         for row in _dataset(output, todo, make_worker, pool, actors=actors).iter_rows():
-            record = PartRecord.model_validate_json(row["record"])
-            records[record.path] = record
-            progress.add(record.stop - record.start)
-    return tuple(records[unit.path] for unit in units)
+            error = row["error"]
+            done = InputError(*json.loads(error)) if error else PartRecord.model_validate_json(row["record"])
+            results[row["path"]] = done
+            progress.add(cells[row["path"]])
+    return tuple(results[unit.path] for unit in units)
+
+
+def require_records(results: Sequence[PartRecord | InputError]) -> tuple[PartRecord, ...]:
+    """Return the records if all units were done.
+
+    Raises
+    ------
+    InputError
+        Some input was wrong.
+    """
+    errors = [result for result in results if isinstance(result, InputError)]
+    if errors:
+        raise combined(errors)
+    return tuple(result for result in results if isinstance(result, PartRecord))
 
 
 def _dataset(output: str, todo: Sequence[Unit], make_worker: Callable[[], Worker], pool: Pool, *, actors: bool) -> Any:  # noqa: ANN401

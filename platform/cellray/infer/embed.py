@@ -15,7 +15,7 @@ from cellray.config import JobConfig
 from cellray.data.collate import TokenRows, token_budget_batches
 from cellray.data.corpus import Corpus, read_rows
 from cellray.data.session import default_threads, ensure_ray, plain_errors
-from cellray.data.units import PartWriter, Pool, Unit, finished, publish_manifest, run_units
+from cellray.data.units import PartWriter, Pool, Unit, finished, publish_manifest, require_records, run_units
 from cellray.errors import InputError
 from cellray.model.checkpoint import ModelDirectory
 from cellray.model.encoder import CellEncoder, check_layer, load_encoder
@@ -239,7 +239,7 @@ def embed_cells(config: EmbedConfig) -> EmbeddingManifest:
         gpu=config.gpus_per_actor > 0,
     )
     pool = Pool(concurrency=config.actors, num_cpus=config.cpus_per_actor, num_gpus=config.gpus_per_actor)
-    parts = run_units("embed", output, units, lambda: EmbedWorker(options), pool, actors=True)
+    parts = require_records(run_units("embed", output, units, lambda: EmbedWorker(options), pool, actors=True))
     manifest = EmbeddingManifest(
         request=request,
         parts=parts,

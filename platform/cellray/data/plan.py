@@ -1,0 +1,112 @@
+"""What is known of the sources before they are read: opened, checked as far as that goes, their columns mapped.
+
+Runs a Ray task for each source. A source that breaks a rule comes back as its error, so that the caller sees all of
+them at once.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+
+from cellray import schema, storage
+from cellray.data import gene_ids
+from cellray.data.checks import check_block
+from cellray.data.source import format_of, open_source, require_obs
+from cellray.errors import InputError, listing
+from cellray.schema import GeneReport
+from cellray.vocabulary import GeneVocabulary
+
+FIRST_CELLS = 1024
+"""Cells whose counts are checked before anything is written."""
+
+
+class ReadOptions(Protocol):
+    """Which parts of a source are read; see `cellray.data.tokenization.TokenizeConfig`."""
+
+    @property
+    def matrix(self) -> str: ...  # noqa: D102
+
+    @property
+    def gene_ids(self) -> str | None: ...  # noqa: D102
+
+    @property
+    def n_counts_column(self) -> str | None: ...  # noqa: D102
+
+    @property
+    def obs_columns(self) -> tuple[str, ...]: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class SourcePlan:
+    """What is known of a source before it is read."""
+
+    uri: str
+    format: str
+    stamp: storage.FileStamp
+    n_cells: int
+    genes: GeneReport
+    obs_kinds: dict[str, str]
+
+
+def describe_sources(
+    uris: Sequence[str], options: ReadOptions, vocabulary: GeneVocabulary
+) -> list[SourcePlan | InputError]:
+    """Describe all sources, a Ray task each, in their order; a bad one gives its error."""
+    import ray
+
+    describe, shared = ray.remote(_describe_or_error), ray.put(vocabulary)
+    found: list[SourcePlan | InputError] = ray.get([describe.remote(uri, options, shared) for uri in uris])
+    return found
+
+
+def _describe_or_error(uri: str, options: ReadOptions, vocabulary: GeneVocabulary) -> SourcePlan | InputError:
+    try:
+        return describe_source(uri, options, vocabulary)
+    except InputError as error:
+        return error
+
+
+def describe_source(uri: str, options: ReadOptions, vocabulary: GeneVocabulary) -> SourcePlan:
+    """Open a source and check all that can be told without reading it through, and its first cells.
+
+    Raises
+    ------
+    InputError
+        The source breaks a rule.
+    """
+    with open_source(uri, options.matrix) as source:
+        if source.n_cells == 0:
+            raise InputError(uri, "a source needs at least one cell", "none", "Leave it out.")
+        kinds = require_obs(source, options.obs_columns)
+        clash = sorted(set(kinds) & set(schema.RESERVED_COLUMNS))
+        if clash:
+            raise InputError(uri, "an obs column may not bear a name of the corpus", listing(clash), "Rename it.")
+        if options.n_counts_column:
+            require_obs(source, [options.n_counts_column])
+        stamp = storage.stamp(uri)
+        mapping = read_mapping(uri, stamp.version, options.matrix, options.gene_ids, vocabulary)
+        check_block(next(source.blocks(0, min(source.n_cells, FIRST_CELLS), FIRST_CELLS)), source)
+        return SourcePlan(uri, format_of(uri), stamp, source.n_cells, mapping.report, kinds)
+
+
+def common_kinds(plans: Sequence[SourcePlan], columns: Sequence[str]) -> dict[str, str]:
+    """Return one kind for each obs column; where files differ, numbers become real and all else text."""
+    kinds = {}
+    for column in columns:
+        found = {plan.obs_kinds[column] for plan in plans}
+        kinds[column] = found.pop() if len(found) == 1 else "real" if found == {"integer", "real"} else "text"
+    return kinds
+
+
+@lru_cache(maxsize=8)
+def read_mapping(
+    uri: str,
+    version: str,  # part of the key: another version of a file has another mapping
+    matrix: str,
+    column: str | None,
+    vocabulary: GeneVocabulary,
+) -> gene_ids.ColumnMapping:
+    """Map a file's columns, once a worker process: the next units of the file find the mapping here."""
+    with open_source(uri, matrix) as source:
+        return gene_ids.map_columns(*gene_ids.column_names(source, column), vocabulary, uri)
