@@ -126,6 +126,8 @@ class SourceRecord(Record):
     kept: int
     dropped: dict[str, int]
     genes: GeneReport
+    stored_zeros: int
+    warnings: tuple[str, ...]
 
 
 class FailedSource(Record):

@@ -94,9 +94,9 @@ def test_every_cell_is_kept_or_counted(make_h5ad: Make, vocabulary_file: str, tm
     manifest = tokenize_corpus(
         TokenizeConfig(source=(str(path),), vocabulary=vocabulary_file, output=str(tmp_path / "corpus"))
     )
-    assert manifest.sources[0].dropped == {"filter_pass": 2, "no gene of the vocabulary": 2}
+    assert manifest.sources[0].dropped == {"filter_pass": 2, "no counts": 1, "no gene of the vocabulary": 1}
     assert [row["source_row"] for row in table_of(str(tmp_path / "corpus"))] == [0, 1, 4, 6, 7, 9]
-    assert "2 dropped (filter_pass), 2 dropped (no gene of the vocabulary)" in report(manifest)
+    assert "2 dropped (filter_pass), 1 dropped (no counts), 1 dropped (no gene of the vocabulary)" in report(manifest)
 
 
 def test_a_rerun_does_the_rest_and_a_third_run_writes_nothing(
@@ -242,7 +242,7 @@ def test_a_cell_without_counts_needs_no_total(make_h5ad: Make, vocabulary_file: 
     config = TokenizeConfig(
         source=(str(path),), vocabulary=vocabulary_file, output=str(tmp_path / "c"), n_counts_column="total"
     )
-    assert tokenize_corpus(config).sources[0].dropped["no gene of the vocabulary"] == 1
+    assert tokenize_corpus(config).sources[0].dropped["no counts"] == 1
     assert [row["n_counts"] for row in table_of(config.output)] == [9.0, 7.0]
 
 

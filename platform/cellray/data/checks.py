@@ -24,11 +24,14 @@ class BlockTotals:
     ----------
     n_counts
         Sum of each cell's counts over all columns, float64, shape (cells,).
+    stored_zeros
+        Values that are stored although they are 0.
     canonical
         Whether in every row the columns ascend strictly: sorted, none twice.
     """
 
     n_counts: NDArray[np.float64]
+    stored_zeros: int
     canonical: bool
 
 
@@ -47,10 +50,12 @@ def check_block(block: CountBlock, source: CountSource) -> BlockTotals:
             f"{block.columns.min()}..{block.columns.max()} in rows {block.start}-{block.start + block.n_cells}",
             "The file is damaged: write it again with anndata.",
         )
-    totals, canonical, not_finite, negative, fractional, example = _scan(block.counts, block.columns, block.indptr)
+    totals, zeros, canonical, not_finite, negative, fractional, example = _scan(
+        block.counts, block.columns, block.indptr
+    )
     if not_finite or negative or fractional:
         _refuse(block, source, not_finite, negative, fractional, example)
-    return BlockTotals(totals, canonical)
+    return BlockTotals(totals, int(zeros), bool(canonical))
 
 
 def _refuse(
@@ -81,12 +86,14 @@ def _scan(counts, columns, indptr):  # type: ignore[no-untyped-def]  # noqa: ANN
     n_cells = indptr.size - 1
     totals = np.zeros(n_cells, np.float64)
     canonical = True
+    zeros = 0
     not_finite, negative, fractional, example = 0, 0, 0, 0.0
     for i in range(n_cells):
         total = 0.0
         for j in range(indptr[i], indptr[i + 1]):
             value = np.float64(counts[j])
             total += value
+            zeros += value == 0.0
             canonical &= j == indptr[i] or columns[j - 1] < columns[j]
             if not (0.0 <= value <= _MAX_COUNT and value == np.floor(value)):
                 if not_finite + negative + fractional == 0:
@@ -98,7 +105,7 @@ def _scan(counts, columns, indptr):  # type: ignore[no-untyped-def]  # noqa: ANN
                 else:
                     fractional += 1
         totals[i] = total
-    return totals, canonical, not_finite, negative, fractional, example
+    return totals, zeros, canonical, not_finite, negative, fractional, example
 
 
 def sum_duplicates(block: CountBlock, target_of_column: NDArray[np.int32], n_targets: int) -> CountBlock:

@@ -13,6 +13,7 @@ from cellray import schema, storage
 from cellray.data import gene_ids
 from cellray.data.checks import check_block
 from cellray.data.source import format_of, open_source, require_obs
+from cellray.data.suspicions import suspicions
 from cellray.errors import InputError, listing
 from cellray.schema import GeneReport
 from cellray.vocabulary import GeneVocabulary
@@ -47,6 +48,7 @@ class SourcePlan:
     n_cells: int
     genes: GeneReport
     obs_kinds: dict[str, str]
+    warnings: tuple[str, ...]
 
 
 def describe_sources(
@@ -86,8 +88,9 @@ def describe_source(uri: str, options: ReadOptions, vocabulary: GeneVocabulary) 
             require_obs(source, [options.n_counts_column])
         stamp = storage.stamp(uri)
         mapping = read_mapping(uri, stamp.version, options.matrix, options.gene_ids, vocabulary)
-        check_block(next(source.blocks(0, min(source.n_cells, FIRST_CELLS), FIRST_CELLS)), source)
-        return SourcePlan(uri, format_of(uri), stamp, source.n_cells, mapping.report, kinds)
+        block = next(source.blocks(0, min(source.n_cells, FIRST_CELLS), FIRST_CELLS))
+        warnings = tuple(suspicions(block, check_block(block, source).n_counts))
+        return SourcePlan(uri, format_of(uri), stamp, source.n_cells, mapping.report, kinds, warnings)
 
 
 def common_kinds(plans: Sequence[SourcePlan], columns: Sequence[str]) -> dict[str, str]:

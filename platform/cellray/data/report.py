@@ -14,6 +14,9 @@ def report(manifest: CorpusManifest) -> str:
             f"({genes.summed:,} summed into others, {genes.without_median:,} without median, "
             f"{genes.unknown:,} unknown); cells: {source.kept:,} kept of {source.cells:,}, {dropped}"
         )
+        if source.stored_zeros:
+            lines.append(f"{source.uri}: {source.stored_zeros:,} zeros are stored as values; they count as absent")
+        lines.extend(f"{source.uri}: warning: {warning}" for warning in source.warnings)
     lines.extend(f"{failed.uri}: left out: {failed.error}" for failed in manifest.failed)
     tokens = sum(part.counts["tokens"] for part in manifest.parts)
     truncated = sum(part.counts["truncated"] for part in manifest.parts)

@@ -35,7 +35,11 @@ logger = logging.getLogger(__name__)
 READ_CELLS = 1024
 """Cells read, encoded and written at a time: the row groups of a shard, and what bounds a worker's memory."""
 
-DROPPED = {"dropped_filter_pass": schema.FILTER_PASS, "dropped_no_gene": "no gene of the vocabulary"}
+DROPPED = {
+    "dropped_filter_pass": schema.FILTER_PASS,
+    "dropped_no_counts": "no counts",
+    "dropped_no_gene": "no gene of the vocabulary",
+}
 """Counter of a part to the reason a manifest gives."""
 
 
@@ -252,7 +256,10 @@ class TokenizeWorker:
         passed = filter_pass(source, start, stop)
         kept = passed & (cells.n_genes > 0)
         part.counts["dropped_filter_pass"] += int((~passed).sum())
-        part.counts["dropped_no_gene"] += int((passed & ~kept).sum())
+        empty = passed & (totals.n_counts == 0)
+        part.counts["dropped_no_counts"] += int(empty.sum())
+        part.counts["dropped_no_gene"] += int((passed & ~kept & ~empty).sum())
+        part.counts["stored_zeros"] += totals.stored_zeros
         part.counts["truncated"] += int((kept & (cells.n_genes > layout.max_genes)).sum())
         part.counts["tokens"] += int(np.diff(cells.offsets)[kept].sum())
         part.write(self._table(source, start, stop, n_counts, cells).filter(pa.array(kept)))
@@ -289,4 +296,6 @@ def _account(index: int, plan: SourcePlan, parts: Sequence[PartRecord], matrix: 
         kept=kept,
         dropped=dropped,
         genes=plan.genes,
+        stored_zeros=sum(part.counts["stored_zeros"] for part in own),
+        warnings=plan.warnings,
     )
