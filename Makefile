@@ -35,6 +35,7 @@ lint: setup
 
 bench: setup
 	$(BIN)/python -m tests.benchmarks.encoding
+	$(BIN)/python -m tests.benchmarks.tokenization
 	$(BIN)/python -m tests.benchmarks.embedding
 	$(BIN)/python -m tests.benchmarks.import_time
 

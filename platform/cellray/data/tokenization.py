@@ -262,7 +262,8 @@ class TokenizeWorker:
         part.counts["stored_zeros"] += totals.stored_zeros
         part.counts["truncated"] += int((kept & (cells.n_genes > layout.max_genes)).sum())
         part.counts["tokens"] += int(np.diff(cells.offsets)[kept].sum())
-        part.write(self._table(source, start, stop, n_counts, cells).filter(pa.array(kept)))
+        table = self._table(source, start, stop, n_counts, cells)
+        part.write(table if kept.all() else table.filter(pa.array(kept)))
 
     def _table(
         self, source: CountSource, start: int, stop: int, n_counts: NDArray[np.float64], cells: EncodedCells
