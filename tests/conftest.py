@@ -11,6 +11,9 @@ import pytest
 from scipy import sparse
 
 from cellray.vocabulary import GeneVocabulary
+from tests.s3 import bucket, s3_endpoint, s3_environment
+
+__all__ = ["bucket", "s3_endpoint"]  # fixtures of another file
 
 REPOSITORY = Path(__file__).parents[1]
 SHARED = REPOSITORY.parent / "shared"
@@ -20,14 +23,20 @@ GENES = [f"ENSG{i:011d}" for i in range(1, 41)]
 
 
 @pytest.fixture(scope="session")
-def ray_session() -> Iterator[None]:
-    """One Ray of two CPUs for the whole test session."""
+def ray_session(s3_endpoint: str) -> Iterator[None]:
+    """One Ray of two CPUs for the whole test session; its workers know the S3 server."""
     import ray
 
     from cellray.data.session import ensure_ray
 
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        runtime_env={"env_vars": s3_environment(s3_endpoint)},
+    )
     ensure_ray()
     yield
     ray.shutdown()
@@ -87,6 +96,3 @@ def make_h5ad(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return make
-
-
-pytest_plugins = ["tests.s3"]

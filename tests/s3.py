@@ -17,15 +17,20 @@ def s3_endpoint() -> Iterator[str]:
     server.stop()
 
 
-@pytest.fixture
-def bucket(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """URI of an empty bucket, reachable through the usual environment variables."""
-    for name, value in {
-        "AWS_ENDPOINT_URL": s3_endpoint,
+def s3_environment(endpoint: str) -> dict[str, str]:
+    """Return the usual environment variables by which a server is reached."""
+    return {
+        "AWS_ENDPOINT_URL": endpoint,
         "AWS_ACCESS_KEY_ID": "testing",
         "AWS_SECRET_ACCESS_KEY": "testing",
         "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
+    }
+
+
+@pytest.fixture
+def bucket(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """URI of an empty bucket, reachable through environment variables, here and on the shared Ray's workers."""
+    for name, value in s3_environment(s3_endpoint).items():
         monkeypatch.setenv(name, value)
     fs = fsspec.filesystem("s3", skip_instance_cache=True)
     fs.mkdir("cells")

@@ -13,7 +13,6 @@ from scipy import sparse
 
 from cellray import storage
 from cellray.data.corpus import Corpus, damaged_shards, read_rows
-from cellray.data.plan import describe_source
 from cellray.data.report import report
 from cellray.data.tokenization import TokenizeConfig, dry_run, tokenize_corpus
 from cellray.data.units import make_part
@@ -176,19 +175,14 @@ def test_the_corpus_on_s3_is_the_one_on_disk(
         source=(str(path),), vocabulary=vocabulary_file, output=str(tmp_path / "corpus"), cells_per_shard=15
     )
     on_s3 = on_disk.model_copy(update={"source": (f"{bucket}/in/cells.h5ad",), "output": f"{bucket}/corpus"})
-    # the workers of the shared Ray do not know this test's endpoint, so its parts are made here
-    from cellray.data import tokenization as stage
-
-    vocabulary = GeneVocabulary.load(vocabulary_file)
-    plan = describe_source(on_s3.source[0], on_s3, vocabulary)
-    options = stage.TokenizeOptions(vocabulary, "X", None, None, 16, {})
-    units = stage.plan_units([plan], options, 15)
-    parts = [make_part(unit, stage.TokenizeWorker(options), on_s3.output) for unit in units]
-    manifest = tokenize_corpus(on_disk)
-    assert [part.rows for part in parts] == [15, 15, 10]
-    got = [read_rows(f"{on_s3.output}/{part.path}", 0, part.rows) for part in parts]
-    want = [read_rows(str(tmp_path / "corpus" / part.path), 0, part.rows) for part in manifest.parts]
-    assert [t.to_pylist() for t in got] == [t.to_pylist() for t in want]
+    manifest, remote = tokenize_corpus(on_disk), tokenize_corpus(on_s3)
+    assert [part.rows for part in remote.parts] == [15, 15, 10]
+    assert table_of(on_s3.output) == table_of(on_disk.output)
+    assert [part.sha256 for part in remote.parts] == [part.sha256 for part in manifest.parts]
+    assert damaged_shards(Corpus.open(on_s3.output)) == []
+    assert tokenize_corpus(on_s3) == remote  # done already
+    with pytest.raises(InputError, match="must be empty or hold this very result"):
+        tokenize_corpus(on_s3.model_copy(update={"input_size": 8}))
 
 
 def test_one_worker_or_two_give_the_same_bytes(make_h5ad: Make, vocabulary_file: str, tmp_path: Path) -> None:

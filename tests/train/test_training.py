@@ -9,10 +9,12 @@ import torch
 from mlflow import MlflowClient
 from transformers import AutoModelForMaskedLM, BertForMaskedLM
 
+from cellray import storage
 from cellray.data.corpus import Corpus
 from cellray.data.tokenization import TokenizeConfig, tokenize_corpus
 from cellray.errors import InputError
 from cellray.model.checkpoint import ModelDirectory
+from cellray.model.encoder import load_encoder
 from cellray.model.presets import bert_config
 from cellray.train.loop import Batch, Loop, LoopConfig
 from cellray.train.objectives import NOT_MASKED, GeneMasker, MaskedBatch, MaskedGeneLoss, step_generator
@@ -187,6 +189,19 @@ def test_pretraining_makes_a_model_and_a_record(corpus: str, tmp_path: Path) -> 
     with pytest.raises(InputError, match="workers must leave a CPU"):
         pretrain(config.model_copy(update={"output": str(tmp_path / "two"), "num_workers": 2}))
     assert not list((tmp_path / "model.training").iterdir())
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_model_goes_to_object_storage(corpus: str, bucket: str) -> None:
+    output = f"{bucket}/models/tiny"
+    config = PretrainConfig(
+        corpus=corpus, output=output, max_steps=2, batch_size=8, validation_fraction=0.1, tracking_uri="none"
+    )
+    result = pretrain(config)
+    model = ModelDirectory.open(output)
+    assert model.provenance["steps"] == result.steps == 2
+    assert load_encoder(model, -1)(torch.tensor([[2, 3, 4]])).shape == (1, 3, 128)
+    assert not storage.exists(f"{output}.training/run-{model.provenance['request'][:12]}")
 
 
 @pytest.mark.usefixtures("ray_session")
