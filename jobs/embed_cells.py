@@ -18,7 +18,7 @@ def main(config: EmbedConfig) -> str:
     if config.umap is not None and config.label is not None:
         drawn = draw_umap(embeddings, config.label, config.umap, f"{config.pooling} embeddings, layer {config.layer}")
         made.append(f"{config.umap}: UMAP of {drawn:,} cells")
-    return "wrote " + "\nwrote ".join(made)
+    return "\n".join(made)
 
 
 if __name__ == "__main__":

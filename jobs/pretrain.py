@@ -9,7 +9,7 @@ def main(config: PretrainConfig) -> str:
     result = pretrain(config)
     return (
         f"{result.steps:,} steps, validation loss {result.validation_loss:.4f}; {result.tracked}\n"
-        f"wrote {config.output}: model directory"
+        f"{config.output}: model directory"
     )
 
 

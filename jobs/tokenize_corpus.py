@@ -10,7 +10,7 @@ def main(config: TokenizeConfig) -> str:
     if config.dry_run:
         return dry_run(config)
     manifest = tokenize_corpus(config)
-    return f"{report(manifest)}\nwrote {config.output}: token corpus, digest {manifest.digest[:12]}"
+    return f"{report(manifest)}\n{config.output}: token corpus, digest {manifest.digest[:12]}"
 
 
 if __name__ == "__main__":

@@ -57,4 +57,6 @@ def umap_png(
                 title=title,
                 legend_loc="right margin" if categories <= _MAX_LEGEND else "none",
             )
+            if legend := axes.get_legend():
+                legend.set_title(column)
             figure.savefig(path, format="png")

@@ -19,6 +19,7 @@ from cellray.errors import InputError
 MANIFEST = "manifest.json"
 VOCABULARY = "vocabulary.json"
 PARTS = "shards"
+RECORDS = "records"
 REQUEST = "request.json"
 
 INPUT_IDS = "input_ids"

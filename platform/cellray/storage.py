@@ -10,7 +10,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,7 +102,8 @@ def stamp(uri: str) -> FileStamp:
     try:
         info = fs.info(path)
     except (FileNotFoundError, PermissionError) as error:
-        raise InputError(uri, "the file must exist and be readable", type(error).__name__, "Check the path.") from None
+        found = "no such file" if isinstance(error, FileNotFoundError) else "no permission to read it"
+        raise InputError(uri, "the file must exist and be readable", found, "Check the path.") from None
     if info.get("type") == "directory":
         found = fs.find(path, detail=True)
         parts = [[name.removeprefix(path), each["size"], _version(each)] for name, each in sorted(found.items())]
@@ -262,10 +263,13 @@ def open_scattered(uri: str) -> Any:  # noqa: ANN401  # a binary stream
 
 
 def remove_directory(uri: str) -> None:
-    """Delete a folder of this library's own making, if it is there."""
+    """Delete a folder of this library's own making, and the folder it lies in if nothing else does."""
     fs, path = filesystem(uri)
     if fs.exists(path):
         fs.rm(path, recursive=True)
+    if isinstance(fs, LocalFileSystem):
+        with suppress(OSError):
+            Path(path).parent.rmdir()
 
 
 @contextmanager

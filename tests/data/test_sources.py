@@ -188,8 +188,8 @@ def _no_obs(path: Path) -> None:
     ("damage", "rule"),
     [
         (lambda path: path.write_bytes(b""), "must hold data; found an empty file"),
-        (lambda path: path.write_bytes(b"a,b\n1,2\n" * 99), "must be a whole HDF5 file"),
-        (_truncate, "must be a whole HDF5 file"),
+        (lambda path: path.write_bytes(b"a,b\n1,2\n" * 99), "must be a whole HDF5 file; found another kind of file"),
+        (_truncate, r"must be a whole HDF5 file; found [\d,]+ of [\d,]+ bytes: the end is missing"),
         (_bad_indices, r"column indices of X must lie in 0\.\.39; found 0\.\.4000"),
         (_negative_indices, r"column indices of X must lie in 0\.\.39; found -1"),
         (_bad_indptr, "the pointers of X must rise"),
@@ -198,7 +198,7 @@ def _no_obs(path: Path) -> None:
         (_huge_indptr, "must have one pointer more than"),
         (_text_counts, "cells 0-50 must be readable; found values of type"),
         (_no_index, "must be a whole AnnData file"),
-        (Path.unlink, "must exist"),
+        (Path.unlink, "must exist and be readable; found no such file"),
     ],
 )
 def test_damaged_files(
@@ -255,16 +255,24 @@ def test_a_gene_without_a_median_is_told_apart(vocabulary: GeneVocabulary) -> No
     assert mapping(GENES[:2], partial).report.without_median == 1
 
 
+def test_few_known_genes_are_worth_a_warning(vocabulary: GeneVocabulary) -> None:
+    strange = [f"Gene{i}" for i in range(90)]
+    assert gene_ids.few_genes_warning(mapping(GENES[:30] + strange[:60], vocabulary).report) == ()
+    (warning,) = gene_ids.few_genes_warning(mapping(GENES[:10] + strange, vocabulary).report)
+    assert warning.startswith("only 10 of 100 columns are genes of the vocabulary")
+
+
 @pytest.mark.parametrize(
     ("names", "fix"),
     [
         ([f"ENSMUSG{i:011d}" for i in range(5)], "another species"),
         (["Gapdh", "Actb"], "no table of symbols"),
         (["ENSG00000099998"], "--gene-ids"),
+        ([f"Gene{i}" for i in range(99)] + [GENES[0]], "found 1 of 100.*check the species"),
     ],
 )
 def test_no_known_gene(names: list[str], fix: str, vocabulary: GeneVocabulary) -> None:
-    with pytest.raises(InputError, match=f"some genes must be in the vocabulary.*{fix}"):
+    with pytest.raises(InputError, match=f"at least 2% of the genes must be in the vocabulary.*{fix}"):
         mapping(names, vocabulary)
 
 

@@ -4,6 +4,7 @@ Knows AnnData's on-disk layout (CSR, CSC and dense matrices; string, categorical
 same in HDF5 and in Zarr, and nothing of genes.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Self
@@ -203,7 +204,7 @@ def open_hdf5(uri: str) -> tuple[h5py.File, Callable[[], None]]:
     except OSError as error:
         if stream is not None:
             stream.close()
-        raise InputError(uri, "the file must be a whole HDF5 file", first_line(error), FIX) from None
+        raise _not_hdf5(uri, str(error)) from None
 
     def close() -> None:
         file.close()
@@ -211,6 +212,17 @@ def open_hdf5(uri: str) -> tuple[h5py.File, Callable[[], None]]:
             stream.close()
 
     return file, close
+
+
+def _not_hdf5(uri: str, message: str) -> InputError:
+    """Say in plain words why HDF5 does not open a file."""
+    rule = "the file must be a whole HDF5 file"
+    if cut := re.search(r"truncated file: eof = (\d+).*stored_eof = (\d+)", message):
+        found = f"{int(cut[1]):,} of {int(cut[2]):,} bytes: the end is missing"
+        return InputError(uri, rule, found, "Copy it again.")
+    if "signature not found" in message:
+        return InputError(uri, rule, "another kind of file, whatever its name", "Convert it with anndata.")
+    return InputError(uri, rule, message.split("\n", 1)[0], FIX)
 
 
 def first_line(error: Exception) -> str:

@@ -1,6 +1,5 @@
 """From the columns of a file to the genes of a vocabulary, and the report of what became of each column."""
 
-import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,13 +13,12 @@ from cellray.rank_value import UNKNOWN_GENE, ColumnGenes
 from cellray.schema import GeneReport
 from cellray.vocabulary import GeneVocabulary
 
-logger = logging.getLogger(__name__)
-
 ENSEMBL_COLUMN = "ensembl_id"
 """The var column the official tokenizer reads; taken before the index where it exists."""
 
 _ENSEMBL = re.compile(r"(ENS[A-Z]*G\d{11})(?:\.\d+)?(?:_PAR_Y)?", re.IGNORECASE)
-_FEW = 0.1
+_TOO_FEW = 0.02  # below this share of known columns chance hits are all there is
+_FEW = 0.2
 _HUMAN = re.compile(r"ENSG\d{11}")
 
 
@@ -109,16 +107,10 @@ def map_columns(names: Sequence[str], ids_from: str, vocabulary: GeneVocabulary,
             without_median += gene in vocabulary.genes
     found = token_g[token_g != UNKNOWN_GENE]
     if not len(found):
-        raise _no_gene_known(names, ids_from, vocabulary, uri)
+        raise _few_genes_known(names, 0, ids_from, vocabulary, uri)
     known = len(np.unique(found))
-    if len(found) < _FEW * len(names):
-        logger.warning(
-            "%s: only %s of %s columns are genes of the vocabulary (%s): right species, column, vocabulary?",
-            uri,
-            f"{len(found):,}",
-            f"{len(names):,}",
-            ids_from,
-        )
+    if len(found) < _TOO_FEW * len(names):
+        raise _few_genes_known(names, len(found), ids_from, vocabulary, uri)
     report = GeneReport(
         ids_from=ids_from,
         columns=len(names),
@@ -137,8 +129,18 @@ def vocabulary_genes(vocabulary: GeneVocabulary) -> ColumnGenes:
     return ColumnGenes(token_g, vocabulary.median_of_token)
 
 
-def _no_gene_known(names: Sequence[str], ids_from: str, vocabulary: GeneVocabulary, uri: str) -> InputError:
-    """Explain why nothing matched: another species, symbols without a table, or something else."""
+def few_genes_warning(report: GeneReport) -> tuple[str, ...]:
+    """Return a warning where much fewer columns are known than one expects of human genes."""
+    found = report.known + report.summed
+    if found >= _FEW * report.columns:
+        return ()
+    return (f"only {found:,} of {report.columns:,} columns are genes of the vocabulary: right species, right ids?",)
+
+
+def _few_genes_known(
+    names: Sequence[str], known: int, ids_from: str, vocabulary: GeneVocabulary, uri: str
+) -> InputError:
+    """Explain why hardly anything matched: another species, symbols without a table, or something else."""
     sample = f"{ids_from} with {listing(pd.unique(pd.Series(names, dtype=str))[:4])}"
     ensembl = [normalise_gene_id(name) for name in names if is_ensembl(name)]
     human_vocabulary = any(_HUMAN.fullmatch(gene) for gene in list(vocabulary.genes)[:100])
@@ -147,6 +149,7 @@ def _no_gene_known(names: Sequence[str], ids_from: str, vocabulary: GeneVocabula
     elif not ensembl and vocabulary.id_type == "ensembl" and not vocabulary.symbols:
         fix = "The vocabulary has no table of symbols: name a var column of Ensembl IDs with --gene-ids."
     else:
-        fix = "Name the var column that holds gene ids with --gene-ids."
+        fix = "Name the var column that holds gene ids with --gene-ids, and check the species."
     example = next(iter(vocabulary.genes))
-    return InputError(uri, f"some genes must be in the vocabulary (ids as {example})", f"none: {sample}", fix)
+    rule = f"at least {_TOO_FEW:.0%} of the genes must be in the vocabulary (ids as {example})"
+    return InputError(uri, rule, f"{known or 'none'} of {len(names):,}: {sample}", fix)

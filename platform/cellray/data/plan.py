@@ -12,6 +12,7 @@ from typing import Protocol
 from cellray import schema, storage
 from cellray.data import gene_ids
 from cellray.data.checks import check_block
+from cellray.data.session import ensure_ray
 from cellray.data.source import format_of, open_source, require_obs
 from cellray.data.suspicions import suspicions
 from cellray.errors import InputError, listing
@@ -55,7 +56,11 @@ def describe_sources(
     uris: Sequence[str], options: ReadOptions, vocabulary: GeneVocabulary
 ) -> list[SourcePlan | InputError]:
     """Describe all sources, a Ray task each, in their order; a bad one gives its error."""
+    if len(uris) == 1:  # a single file is looked at here and now: its user need not wait for Ray to learn of a slip
+        return [_describe_or_error(uris[0], options, vocabulary)]
     import ray
+
+    ensure_ray()
 
     describe, shared = ray.remote(_describe_or_error), ray.put(vocabulary)
     found: list[SourcePlan | InputError] = ray.get([describe.remote(uri, options, shared) for uri in uris])
@@ -89,7 +94,8 @@ def describe_source(uri: str, options: ReadOptions, vocabulary: GeneVocabulary) 
         stamp = storage.stamp(uri)
         mapping = read_mapping(uri, stamp.version, options.matrix, options.gene_ids, vocabulary)
         block = next(source.blocks(0, min(source.n_cells, FIRST_CELLS), FIRST_CELLS))
-        warnings = tuple(suspicions(block, check_block(block, source).n_counts))
+        suspected = suspicions(block, check_block(block, source).n_counts)
+        warnings = (*gene_ids.few_genes_warning(mapping.report), *suspected)
         return SourcePlan(uri, format_of(uri), stamp, source.n_cells, mapping.report, kinds, warnings)
 
 

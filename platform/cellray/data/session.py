@@ -20,8 +20,6 @@ def ensure_ray() -> None:
     from ray.data import DataContext
 
     if not ray.is_initialized():
-        if not os.environ.get(WORKER_LOGS):
-            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray's core writes past Python's logging
         ray.init(
             address=os.environ.get("RAY_ADDRESS") or "local",
             logging_level=logging.ERROR,

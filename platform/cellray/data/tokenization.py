@@ -107,7 +107,6 @@ def prepare(config: TokenizeConfig) -> Job:
     """
     vocabulary = GeneVocabulary.load(config.vocabulary)
     uris = expand_sources(config.source)
-    ensure_ray()
     described = describe_sources(uris, config, vocabulary)
     errors = [found for found in described if isinstance(found, InputError)]
     plans = [found for found in described if isinstance(found, SourcePlan)]
@@ -146,6 +145,7 @@ def tokenize_corpus(config: TokenizeConfig) -> CorpusManifest:
         assert isinstance(done, CorpusManifest)
         return done
     storage.write_bytes(storage.join(job.output, schema.VOCABULARY), job.options.vocabulary.to_json())
+    ensure_ray()
     pool, options = Pool(concurrency=config.workers), job.options
     results = run_units("tokenize", job.output, job.units, lambda: TokenizeWorker(options), pool, actors=False)
     broken = {u.source: r for u, r in zip(job.units, results, strict=True) if isinstance(r, InputError)}

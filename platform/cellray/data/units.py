@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from cellray import storage
 from cellray.errors import InputError, combined, listing
-from cellray.schema import MANIFEST, PARTS, REQUEST, Manifest, PartRecord
+from cellray.schema import MANIFEST, PARTS, RECORDS, REQUEST, Manifest, PartRecord
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class Unit:
     @property
     def record_path(self) -> str:
         """Path of the part's record, which is published after it: while it lacks, the part does not count."""
-        return f"{PARTS}/{self.key[:32]}.json"
+        return f"{RECORDS}/{self.key[:32]}.json"
 
 
 class PartWriter:

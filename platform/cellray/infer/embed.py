@@ -36,7 +36,7 @@ class EmbedConfig(JobConfig):
     corpus: str = Field(description="token corpus, from jobs.tokenize_corpus")
     model: str = Field(description="model directory: from jobs.pretrain, or an official Geneformer one")
     output: str = Field(description="directory or s3:// URI of the embeddings (parquet)")
-    layer: int = Field(-1, le=0, description="hidden state: 0 = last, -1 = second to last, ...")
+    layer: int = Field(-1, description="hidden state: 0 = last, -1 = second to last, ...")
     pooling: Pooling = Field(
         "cell", description="cell = mean over genes, cls = the <cls> row, gene = a row for each gene"
     )

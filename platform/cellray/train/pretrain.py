@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -45,7 +46,7 @@ class PretrainConfig(JobConfig):
     validation_fraction: float = Field(0.05, gt=0, lt=1, description="share of the cells held out")
     validation_cells: int = Field(10_000, ge=1, description="most cells held out, about [cells]")
     validate_every: int = Field(1000, ge=1, description="steps between validations, each with a checkpoint [steps]")
-    log_every: int = Field(20, ge=1, description="steps between reports of the training loss [steps]")
+    log_every: int = Field(20, ge=1, description="most steps between reports of the training loss [steps]")
     seed: int = Field(0, ge=0, description="of weights, split, masks and order")
     num_workers: int = Field(1, ge=1, description="training processes [workers]")
     use_gpu: bool = Field(False, description="train on GPUs, one a worker")
@@ -159,7 +160,7 @@ def make_plan(config: PretrainConfig, corpus: Corpus) -> TrainPlan:
             weight_decay=config.weight_decay,
             max_grad_norm=config.max_grad_norm,
             validate_every=config.validate_every,
-            log_every=config.log_every,
+            log_every=min(config.log_every, max(1, steps // 10)),
             seed=config.seed,
         ),
         steps_per_epoch=training // per_step,
@@ -225,7 +226,9 @@ def _train(config: PretrainConfig, plan: TrainPlan, corpus: Corpus, tracker: Tra
     from ray.train.torch import TorchTrainer
 
     fraction = _held_fraction(config, corpus)
-    options = DataConfig.default_ingest_options()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray warns of its own deprecated fields
+        options = DataConfig.default_ingest_options()
     options.preserve_order = True  # or the order of the cells would depend on which read ended first
     filesystem, storage_path = _arrow_filesystem(f"{storage.absolute(config.output)}.training")
     lines, callback = report_relay(tracker, plan.loop.steps)
@@ -251,6 +254,14 @@ def _train(config: PretrainConfig, plan: TrainPlan, corpus: Corpus, tracker: Tra
             callbacks=[callback],
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
+    )
+    logger.info(
+        "training %s: %s steps of %s cells on %s worker(s), %s steps an epoch; starting takes half a minute",
+        config.preset,
+        f"{plan.loop.steps:,}",
+        f"{config.batch_size * config.num_workers:,}",
+        config.num_workers,
+        f"{plan.steps_per_epoch:,}",
     )
     with shown(lines):
         result = trainer.fit()

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,6 +23,7 @@ def report_relay(tracker: Tracker, steps: int) -> tuple[Any, Any]:
     from ray.train import UserCallback
     from ray.util.queue import Queue
 
+    began = time.monotonic()
     lines = Queue(actor_options={"num_cpus": 0})
 
     class Relay(UserCallback):  # type: ignore[misc]
@@ -35,7 +37,9 @@ def report_relay(tracker: Tracker, steps: int) -> tuple[Any, Any]:
                 tracker.log_metrics(values, step)
             except Exception as error:  # whatever a tracking server answers, training goes on
                 lines.put(f"step {step:,} could not be recorded: {error}")
-            lines.put(f"step {step:,} of {steps:,}: " + ", ".join(f"{k} {v:,.4g}" for k, v in values.items()))
+            left = (time.monotonic() - began) / step * (steps - step)
+            shown = ", ".join(f"{name} {value:,.4g}" for name, value in values.items())
+            lines.put(f"step {step:,} of {steps:,}: {shown}; about {left:,.0f} s left")
 
     return lines, Relay()
 
