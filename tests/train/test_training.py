@@ -188,7 +188,7 @@ def test_pretraining_makes_a_model_and_a_record(corpus: str, tmp_path: Path) -> 
         pretrain(config.model_copy(update={"output": str(tmp_path)}))
     with pytest.raises(InputError, match="workers must leave a CPU"):
         pretrain(config.model_copy(update={"output": str(tmp_path / "two"), "num_workers": 2}))
-    assert not list((tmp_path / "model.training").iterdir())
+    assert not (tmp_path / "model.training").exists()
 
 
 @pytest.mark.usefixtures("ray_session")
