@@ -1,5 +1,7 @@
 """Whole numbers that are no raw counts are told by their distributions; real ones are not suspected."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -7,7 +9,6 @@ from scipy import sparse
 
 from cellray.data.source import CountBlock, open_source
 from cellray.data.suspicions import suspicions
-from tests.conftest import SHARED
 
 
 def raw_counts(cells: int = 200, genes: int = 2000) -> NDArray[np.float64]:
@@ -50,10 +51,8 @@ def test_few_cells_or_genes_say_nothing() -> None:
 
 
 @pytest.mark.parametrize("name", ["pbmc_facs", "kang_ifnb"])
-def test_real_cells_are_not_suspected(name: str) -> None:
-    path = SHARED / "data" / f"{name}.h5ad"
-    if not path.exists():
-        pytest.skip("needs the folder of real cells, which is not part of the project")
+def test_real_cells_are_not_suspected(shared: Path, name: str) -> None:
+    path = shared / "data" / f"{name}.h5ad"
     with open_source(str(path)) as source:
         block = next(source.blocks(0, source.n_cells, 1024))
         matrix = sparse.csr_matrix((block.counts, block.columns, block.indptr), shape=(block.n_cells, block.n_columns))
