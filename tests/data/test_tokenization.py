@@ -13,9 +13,9 @@ from scipy import sparse
 
 from cellray import storage
 from cellray.data.corpus import Corpus, damaged_shards, read_rows
+from cellray.data.parts import make_part
 from cellray.data.report import report
 from cellray.data.tokenization import TokenizeConfig, dry_run, tokenize_corpus
-from cellray.data.units import make_part
 from cellray.errors import InputError
 from cellray.schema import CorpusManifest
 from cellray.vocabulary import GeneVocabulary, import_official
@@ -147,8 +147,8 @@ def test_bad_counts_far_into_a_file_leave_no_corpus(make_h5ad: Make, vocabulary_
 def test_a_source_that_changes_meanwhile_is_refused(
     make_h5ad: Make, vocabulary: GeneVocabulary, tmp_path: Path
 ) -> None:
+    from cellray.data.parts import Unit
     from cellray.data.tokenization import TokenizeOptions, TokenizeWorker
-    from cellray.data.units import Unit
 
     options = TokenizeOptions(vocabulary, "X", None, None, 16, {})
     unit = Unit("k" * 64, str(make_h5ad()), "another version", 0, 0, 10)

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cellray import schema, storage
-from cellray.data.units import Unit
+from cellray.data.parts import Unit
 from cellray.errors import InputError
 from cellray.schema import CorpusManifest, PartRecord
 from cellray.vocabulary import GeneVocabulary

@@ -21,10 +21,12 @@ from cellray.data import gene_ids
 from cellray.data.cells import filter_pass, total_counts
 from cellray.data.checks import check_block, sum_duplicates
 from cellray.data.locate import expand_sources
+from cellray.data.parts import PartWriter, Unit, find_part
 from cellray.data.plan import SourcePlan, common_kinds, describe_sources, read_mapping
+from cellray.data.publishing import finished, publish_manifest
 from cellray.data.session import ensure_ray, plain_errors
 from cellray.data.source import CountBlock, CountSource, open_source
-from cellray.data.units import PartWriter, Pool, Unit, find_part, finished, publish_manifest, run_units
+from cellray.data.units import Pool, run_units
 from cellray.errors import InputError, combined, listing
 from cellray.rank_value import EncodedCells, encode_rows
 from cellray.schema import CorpusManifest, Encoding, FailedSource, PartRecord, SourceRecord

@@ -14,8 +14,10 @@ from cellray import schema, storage
 from cellray.config import JobConfig
 from cellray.data.collate import TokenRows, token_budget_batches
 from cellray.data.corpus import Corpus, read_rows
+from cellray.data.parts import PartWriter, Unit
+from cellray.data.publishing import finished, publish_manifest
 from cellray.data.session import default_threads, ensure_ray, plain_errors
-from cellray.data.units import PartWriter, Pool, Unit, finished, publish_manifest, require_records, run_units
+from cellray.data.units import Pool, require_records, run_units
 from cellray.errors import InputError
 from cellray.model.checkpoint import ModelDirectory
 from cellray.model.encoder import CellEncoder, check_layer, load_encoder

@@ -1,0 +1,78 @@
+"""When an artefact is there: claims an empty output for one request, publishes the manifest last and once."""
+
+import json
+import logging
+from contextlib import suppress
+
+from cellray import storage
+from cellray.errors import InputError, listing
+from cellray.schema import MANIFEST, REQUEST, Manifest
+
+logger = logging.getLogger(__name__)
+
+
+def finished(output: str, request: str, manifest_class: type[Manifest]) -> Manifest | None:
+    """Return the manifest at an output if this very request was completed before; else claim the output for it.
+
+    Raises
+    ------
+    InputError
+        The output holds another artefact, or the result of another request.
+    """
+    if not storage.exists(storage.join(output, MANIFEST)):
+        _claim(output, request)
+        return None
+    fix = "Choose another --output, or delete this one."
+    try:
+        manifest = manifest_class.load(output)
+    except InputError as error:
+        raise InputError(output, "the output must be empty or hold this very result", error.found, fix) from None
+    if manifest.request != request:
+        raise InputError(
+            output,
+            "the output must be empty or hold this very result",
+            f"another {manifest_class.model_fields['artefact'].default} (other input, options or vocabulary)",
+            fix,
+        )
+    missing = [part.path for part in manifest.parts if not storage.exists(storage.join(output, part.path))]
+    if missing:
+        raise InputError(output, "a finished result must hold all its parts", f"{listing(missing, 3)} missing", fix)
+    return manifest
+
+
+def _claim(output: str, request: str) -> None:
+    """Mark an output as this request's, so that no other writes into it.
+
+    Raises
+    ------
+    InputError
+        The output holds something else, or the beginnings of another request.
+    """
+    uri = storage.join(output, REQUEST)
+    if not storage.exists(uri):
+        storage.require_vacant(output)
+        with suppress(FileExistsError):  # another run of the same request, perhaps
+            storage.publish_once(uri, json.dumps({"request": request}).encode())
+    claimed = storage.read_json(uri)
+    if not isinstance(claimed, dict) or claimed.get("request") != request:
+        raise InputError(
+            output,
+            "the output must be empty or hold this very result",
+            "the beginnings of another (other input, options or vocabulary)",
+            "Choose another --output, or delete this one.",
+        )
+
+
+def publish_manifest(output: str, manifest: Manifest) -> None:
+    """Publish the manifest, once.
+
+    Raises
+    ------
+    InputError
+        Another run published a different one meanwhile.
+    """
+    try:
+        storage.publish_once(storage.join(output, MANIFEST), manifest.to_json())
+    except FileExistsError:
+        finished(output, manifest.request, type(manifest))
+        logger.info("another run of the same request finished first; its result is this one")
