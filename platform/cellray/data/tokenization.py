@@ -26,7 +26,7 @@ from cellray.data.plan import SourcePlan, common_kinds, describe_sources, read_m
 from cellray.data.publishing import finished, publish_manifest
 from cellray.data.session import ensure_ray, plain_errors
 from cellray.data.source import CountBlock, CountSource, open_source
-from cellray.data.units import Pool, run_units
+from cellray.data.units import run_units
 from cellray.errors import InputError, combined, listing
 from cellray.rank_value import EncodedCells, encode_rows
 from cellray.schema import CorpusManifest, Encoding, FailedSource, PartRecord, SourceRecord
@@ -148,8 +148,7 @@ def tokenize_corpus(config: TokenizeConfig) -> CorpusManifest:
         return done
     storage.write_bytes(storage.join(job.output, schema.VOCABULARY), job.options.vocabulary.to_json())
     ensure_ray()
-    pool, options = Pool(concurrency=config.workers), job.options
-    results = run_units("tokenize", job.output, job.units, lambda: TokenizeWorker(options), pool, actors=False)
+    results = run_units("tokenize", job.output, job.units, TokenizeWorker(job.options), config.workers)
     broken = {u.source: r for u, r in zip(job.units, results, strict=True) if isinstance(r, InputError)}
     if broken and (config.on_bad_file == "fail" or len(broken) == len(job.plans)):
         raise combined(list(broken.values()))

@@ -1,16 +1,19 @@
 """Runs a stage over units of work on Ray; finished parts of an earlier run are kept.
 
-Knows nothing of cells or models: a stage gives the units and a worker that writes one unit's tables.
+Cheap workers run as tasks that survive files which crash their reader; costly ones (models) as a pool of actors, which
+Ray Data scales. Knows nothing of cells or models: a stage gives the units and a worker that writes one unit's tables.
 """
 
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
+from cellray.data.guarded import call_guarded
 from cellray.data.parts import Unit, Worker, find_part, make_part
 from cellray.errors import InputError, combined
 from cellray.schema import PartRecord
@@ -20,46 +23,30 @@ logger = logging.getLogger(__name__)
 _LOG_EVERY_S = 5.0
 _CHECKS_AT_ONCE = 16
 
+Results = tuple[PartRecord | InputError, ...]
+"""Each unit's record, or what was wrong with its input, in the units' order."""
+
 
 @dataclass(frozen=True)
-class Pool:
-    """How much of a cluster a stage takes.
+class ActorPool:
+    """How much of a cluster a pool of actors takes.
 
     Attributes
     ----------
-    concurrency
-        Tasks or actors at the same time: a number, or (min, max) for actors; None lets Ray choose (tasks only).
+    least, most
+        Actors.
     num_cpus, num_gpus
-        Of each task or actor.
+        Of each.
     """
 
-    concurrency: int | tuple[int, int] | None = None
+    least: int
+    most: int
     num_cpus: float = 1
     num_gpus: float = 0
 
 
-class _UnitActor:
-    """Holds a worker, made once, and does units with it."""
-
-    def __init__(self, make_worker: Callable[[], Worker], output: str) -> None:
-        self._worker, self._output = make_worker(), output
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        return _do(row, self._worker, self._output)
-
-
-def _do(row: dict[str, Any], worker: Worker, output: str) -> dict[str, Any]:
-    unit = Unit(**json.loads(row["unit"]))
-    try:
-        return {"path": unit.path, "record": make_part(unit, worker, output).model_dump_json(), "error": ""}
-    except InputError as error:  # an answer, not a crash: the other units go on
-        return {"path": unit.path, "record": "", "error": json.dumps(error.args)}
-
-
-def run_units(
-    stage: str, output: str, units: Sequence[Unit], make_worker: Callable[[], Worker], pool: Pool, *, actors: bool
-) -> tuple[PartRecord | InputError, ...]:
-    """Do all units on Ray Data; return each one's record, or what was wrong with its input, in the units' order.
+def run_units(stage: str, output: str, units: Sequence[Unit], worker: Worker, at_once: int | None = None) -> Results:
+    """Do all units as Ray tasks of one CPU.
 
     Parameters
     ----------
@@ -69,27 +56,79 @@ def run_units(
         The artefact's directory.
     units
         The work; parts that are there already are kept.
-    make_worker
-        Makes a worker: once an actor, or once a task.
-    pool
-        Resources.
-    actors
-        Whether workers are worth keeping (models) or cheap to make (tokenization).
+    worker
+        Does one unit; travels once to each process.
+    at_once
+        Most units under way, default: what the cluster has CPUs for.
     """
+
+    def do(todo: Sequence[Unit]) -> Iterable[tuple[Unit, PartRecord | InputError]]:
+        make = partial(_make, worker=worker, output=output)
+        return call_guarded(make, todo, subject=lambda unit: unit.uri, at_once=at_once)
+
+    return _run(stage, output, units, do)
+
+
+def _make(unit: Unit, worker: Worker, output: str) -> PartRecord:
+    return make_part(unit, worker, output)
+
+
+def run_units_on_actors(
+    stage: str, output: str, units: Sequence[Unit], make_worker: Callable[[], Worker], pool: ActorPool
+) -> Results:
+    """Do all units on Ray Data's actors, each of which makes one worker and keeps it; see `run_units`."""
+
+    def do(todo: Sequence[Unit]) -> Iterable[tuple[Unit, PartRecord | InputError]]:
+        import ray
+        from ray.data import ActorPoolStrategy
+
+        rows = [{"unit": json.dumps(asdict(unit))} for unit in todo]
+        dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+            _UnitActor,
+            fn_constructor_args=(make_worker, output),
+            compute=ActorPoolStrategy(min_size=min(pool.least, len(rows)), max_size=min(pool.most, len(rows))),
+            num_cpus=pool.num_cpus,
+            num_gpus=pool.num_gpus or None,
+        )
+        for row in dataset.iter_rows():
+            error = row["error"]
+            result = InputError(*json.loads(error)) if error else PartRecord.model_validate_json(row["record"])
+            yield Unit(**json.loads(row["unit"])), result
+
+    return _run(stage, output, units, do)
+
+
+class _UnitActor:
+    """Holds a worker and does units with it."""
+
+    def __init__(self, make_worker: Callable[[], Worker], output: str) -> None:
+        self._worker, self._output = make_worker(), output
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        unit = Unit(**json.loads(row["unit"]))
+        try:
+            return {**row, "record": make_part(unit, self._worker, self._output).model_dump_json(), "error": ""}
+        except InputError as error:  # an answer, not a crash: the other units go on
+            return {**row, "record": "", "error": json.dumps(error.args)}
+
+
+def _run(
+    stage: str,
+    output: str,
+    units: Sequence[Unit],
+    do: Callable[[Sequence[Unit]], Iterable[tuple[Unit, PartRecord | InputError]]],
+) -> Results:
+    """Find the parts that are there, do the others."""
     with ThreadPoolExecutor(_CHECKS_AT_ONCE) as threads:
         found = list(threads.map(lambda unit: find_part(unit, output), units))
     results: dict[str, PartRecord | InputError] = {record.path: record for record in found if record is not None}
     todo = [unit for unit in units if unit.path not in results]
     if results:
         logger.info("%s: %d of %d parts are there from an earlier run", stage, len(results), len(units))
-    if todo:
-        cells = {unit.path: unit.stop - unit.start for unit in todo}
-        progress = _Progress(stage, sum(cells.values()))
-        for row in _dataset(output, todo, make_worker, pool, actors=actors).iter_rows():
-            error = row["error"]
-            done = InputError(*json.loads(error)) if error else PartRecord.model_validate_json(row["record"])
-            results[row["path"]] = done
-            progress.add(cells[row["path"]])
+    progress = _Progress(stage, sum(unit.stop - unit.start for unit in todo))
+    for unit, result in do(todo) if todo else ():
+        results[unit.path] = result
+        progress.add(unit.stop - unit.start)
     return tuple(results[unit.path] for unit in units)
 
 
@@ -105,26 +144,6 @@ def require_records(results: Sequence[PartRecord | InputError]) -> tuple[PartRec
     if errors:
         raise combined(errors)
     return tuple(result for result in results if isinstance(result, PartRecord))
-
-
-def _dataset(output: str, todo: Sequence[Unit], make_worker: Callable[[], Worker], pool: Pool, *, actors: bool) -> Any:  # noqa: ANN401
-    """Return the lazy Ray dataset that does the units, one task each."""
-    import ray
-    from ray.data import ActorPoolStrategy, TaskPoolStrategy
-
-    rows = [{"unit": json.dumps(asdict(unit))} for unit in todo]
-    dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
-    resources = {"num_cpus": pool.num_cpus, "num_gpus": pool.num_gpus or None}
-    if not actors:
-        size = pool.concurrency if isinstance(pool.concurrency, int) else None
-        return dataset.map(lambda row: _do(row, make_worker(), output), compute=TaskPoolStrategy(size), **resources)
-    low, high = pool.concurrency if isinstance(pool.concurrency, tuple) else (pool.concurrency or 1,) * 2
-    return dataset.map(
-        _UnitActor,
-        fn_constructor_args=(make_worker, output),
-        compute=ActorPoolStrategy(min_size=min(low, len(rows)), max_size=min(high, len(rows))),
-        **resources,
-    )
 
 
 class _Progress:

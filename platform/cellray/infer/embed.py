@@ -17,7 +17,7 @@ from cellray.data.corpus import Corpus, read_rows
 from cellray.data.parts import PartWriter, Unit
 from cellray.data.publishing import finished, publish_manifest
 from cellray.data.session import default_threads, ensure_ray, plain_errors
-from cellray.data.units import Pool, require_records, run_units
+from cellray.data.units import ActorPool, require_records, run_units_on_actors
 from cellray.errors import InputError
 from cellray.model.checkpoint import ModelDirectory
 from cellray.model.encoder import CellEncoder, check_layer, load_encoder
@@ -240,8 +240,8 @@ def embed_cells(config: EmbedConfig) -> EmbeddingManifest:
         threads=config.threads or default_threads(config.actors[1], config.cpus_per_actor),
         gpu=config.gpus_per_actor > 0,
     )
-    pool = Pool(concurrency=config.actors, num_cpus=config.cpus_per_actor, num_gpus=config.gpus_per_actor)
-    parts = require_records(run_units("embed", output, units, lambda: EmbedWorker(options), pool, actors=True))
+    pool = ActorPool(*config.actors, num_cpus=config.cpus_per_actor, num_gpus=config.gpus_per_actor)
+    parts = require_records(run_units_on_actors("embed", output, units, lambda: EmbedWorker(options), pool))
     manifest = EmbeddingManifest(
         request=request,
         parts=parts,
