@@ -17,6 +17,7 @@ from anndata._io.specs.registry import IORegistryError
 from anndata.io import read_elem
 
 from cellray import storage
+from cellray.data import gate
 from cellray.data.matrices import CscRows, CsrRows, DenseRows, MatrixRows
 from cellray.data.source import CountBlock
 from cellray.errors import InputError, listing
@@ -188,14 +189,20 @@ def open_zarr(uri: str, matrix: str) -> AnnDataSource:
     try:
         store = uri if storage.is_local(uri) else zarr.storage.FsspecStore.from_url(uri, read_only=True)
         root = zarr.open_group(store, mode="r")
-    except (OSError, ValueError, KeyError) as error:
+        gate.check_zarr(uri, storage.stamp(uri).version, root)
+    except InputError:
+        raise
+    except _BROKEN as error:
         raise InputError(uri, "the folder must be a whole Zarr group", first_line(error), FIX) from None
     return AnnDataSource(uri, matrix, root, lambda: None)
 
 
 def open_hdf5(uri: str) -> tuple[h5py.File, Callable[[], None]]:
-    """Open an HDF5 file for reading; returns it and what closes it."""
-    if storage.stamp(uri).size == 0:
+    """Open an HDF5 file for reading, if it passes the gate; returns it and what closes it."""
+    import hdf5plugin  # noqa: F401  # makes the blosc, zstd, lz4 and bitshuffle filters known to HDF5
+
+    stamp = storage.stamp(uri)
+    if stamp.size == 0:
         raise InputError(uri, "the file must hold data", "an empty file", FIX)
     _, path = storage.filesystem(uri)
     stream = None if storage.is_local(uri) else storage.open_scattered(uri)
@@ -211,6 +218,14 @@ def open_hdf5(uri: str) -> tuple[h5py.File, Callable[[], None]]:
         if stream is not None:
             stream.close()
 
+    try:
+        gate.check_hdf5(uri, stamp.version, file)
+    except InputError:
+        close()
+        raise
+    except _BROKEN as error:
+        close()
+        raise InputError(uri, "the file must be a whole HDF5 file", first_line(error), FIX) from None
     return file, close
 
 

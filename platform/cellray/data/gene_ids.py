@@ -97,10 +97,8 @@ def map_columns(names: Sequence[str], ids_from: str, vocabulary: GeneVocabulary,
     token_g = np.full(len(names), UNKNOWN_GENE, np.int32)
     without_median = 0
     for column, name in enumerate(names):
-        gene = normalise_gene_id(name)
-        gene = vocabulary.retired_ids.get(gene, gene)
-        if gene not in vocabulary.genes:
-            gene = vocabulary.symbols.get(gene, gene)
+        plain = name in vocabulary.medians and name not in vocabulary.retired_ids  # most are: no need to look closer
+        gene = name if plain else _known_name(name, vocabulary)
         if gene in vocabulary.medians:
             token_g[column] = vocabulary.genes[gene]
         else:
@@ -120,6 +118,13 @@ def map_columns(names: Sequence[str], ids_from: str, vocabulary: GeneVocabulary,
         unknown=len(names) - len(found) - without_median,
     )
     return ColumnMapping(ColumnGenes(token_g, vocabulary.median_of_token[token_g]), known < len(found), report)
+
+
+def _known_name(name: str, vocabulary: GeneVocabulary) -> str:
+    """Return the vocabulary's name of a gene, or the name itself."""
+    gene = normalise_gene_id(name)
+    gene = vocabulary.retired_ids.get(gene, gene)
+    return gene if gene in vocabulary.genes else vocabulary.symbols.get(gene, gene)
 
 
 def vocabulary_genes(vocabulary: GeneVocabulary) -> ColumnGenes:
