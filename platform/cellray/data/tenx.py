@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 
 from cellray import storage
-from cellray.data.anndata_store import FIX, first_line, open_hdf5
+from cellray.data.anndata_store import BROKEN, FIX, first_line, open_hdf5, readable
 from cellray.data.matrices import CsrRows
 from cellray.data.source import CountBlock
 from cellray.errors import InputError, listing
@@ -71,10 +71,8 @@ class TenxSource:
 
     def blocks(self, start: int, stop: int, cells: int) -> Iterator[CountBlock]:
         """Yield cells, at most `cells` at a time."""
-        try:
+        with readable(self.uri, f"cells {start}-{stop}"):
             yield from self._rows.blocks(start, stop, cells)
-        except (OSError, ValueError) as error:
-            raise InputError(self.uri, f"cells {start}-{stop} must be readable", first_line(error), FIX) from None
 
 
 def open_tenx_h5(uri: str, matrix: str) -> TenxSource:
@@ -88,7 +86,7 @@ def open_tenx_h5(uri: str, matrix: str) -> TenxSource:
         features = group["features"]
         ids, names, kinds = (_text(features[name]) for name in ("id", "name", "feature_type"))
         return TenxSource(uri, rows, _features(ids, names, kinds), _text(group["barcodes"]), close)
-    except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
+    except BROKEN as error:
         close()
         raise InputError(
             uri, "it must be a feature-barcode matrix of Cell Ranger 3 or later", first_line(error), FIX
