@@ -5,6 +5,7 @@ same in HDF5 and in Zarr, and nothing of genes.
 """
 
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Self
@@ -26,7 +27,7 @@ KIND_OF_DTYPE = {"b": "flag", "i": "integer", "u": "integer", "f": "real"}
 FIX = "Write the file again with anndata, or copy it again if a transfer was cut off."
 BROKEN = (
     *(KeyError, OSError, ValueError, TypeError, IndexError, AttributeError, OverflowError, RuntimeError, MemoryError),
-    *(pa.ArrowException, IORegistryError),
+    *(EOFError, zlib.error, pa.ArrowException, IORegistryError),
 )
 """What reading a damaged or unknown file has been seen to raise, in h5py, zarr, anndata and pyarrow."""
 

@@ -86,6 +86,9 @@ def open_tenx_h5(uri: str, matrix: str) -> TenxSource:
         features = group["features"]
         ids, names, kinds = (_text(features[name]) for name in ("id", "name", "feature_type"))
         return TenxSource(uri, rows, _features(ids, names, kinds), _text(group["barcodes"]), close)
+    except InputError:
+        close()
+        raise
     except BROKEN as error:
         close()
         raise InputError(
@@ -100,11 +103,13 @@ def open_tenx_mtx(uri: str, matrix: str) -> TenxSource:
     """
     _only_x(uri, matrix)
     folder = uri.rsplit("/", 1)[0]
-    barcodes = [line[0] for line in _table(folder, _FILES["barcodes"])]
-    features = _table(folder, _FEATURES)
-    kinds = [line[2] if len(line) > 2 else EXPRESSION for line in features]
-    var = _features([line[0] for line in features], [line[1] if len(line) > 1 else line[0] for line in features], kinds)
-    return TenxSource(uri, _parse(uri), var, barcodes, lambda: None)
+    with readable(uri, "the folder's tables and matrix"):
+        barcodes = [line[0] for line in _table(folder, _FILES["barcodes"])]
+        features = _table(folder, _FEATURES)
+        kinds = [line[2] if len(line) > 2 else EXPRESSION for line in features]
+        names = [line[1] if len(line) > 1 else line[0] for line in features]
+        var = _features([line[0] for line in features], names, kinds)
+        return TenxSource(uri, _parse(uri), var, barcodes, lambda: None)
 
 
 def _parse(uri: str) -> CsrRows:
