@@ -14,7 +14,7 @@ from cellray.schema import Bounds, DatasetRecord, QualityRules
 
 _MAX_LEGEND = 40
 _PASSES, _DROPPED = "#8fb3d1", "#d55e00"
-_REASON_COLOURS = ("#d55e00", "#009e73", "#cc79a7", "#e69f00", "#0072b2", "#000000", "#7a5c00")
+_REASON_COLOURS = ("#7a5c00", "#cc79a7", "#999999", "#d55e00", "#009e73", "#000000", "#aa00ff")
 _BINS = 60
 _NEAR = 10  # cells with that many times the least number of genes are far from it: the line would only waste space
 
@@ -132,10 +132,9 @@ def _draw_genes(axes: Any, cells: pd.DataFrame, min_genes: int) -> None:  # noqa
     genes = cells[schema.N_GENES].clip(lower=0.5)  # so that a cell without genes is on the logarithmic axis
     passed = cells[schema.FILTER_PASS].to_numpy(bool)
     kinds = [("passes", passed, _PASSES)]
-    reasons = cells.loc[~passed, schema.REASON].value_counts().index
-    for reason, colour in zip(reasons, _REASON_COLOURS, strict=False):
-        kinds.append((str(reason), (cells[schema.REASON] == reason).to_numpy(bool), colour))
-    for label, chosen, colour in kinds:
+    for reason, colour in zip(schema.QUALITY_REASONS, _REASON_COLOURS, strict=True):
+        kinds.append((reason, (cells[schema.REASON] == reason).to_numpy(bool), colour))
+    for label, chosen, colour in (kind for kind in kinds if kind[1].any()):
         axes.scatter(
             cells.loc[chosen, schema.N_COUNTS],
             genes[chosen],
@@ -153,16 +152,18 @@ def _draw_genes(axes: Any, cells: pd.DataFrame, min_genes: int) -> None:  # noqa
 
 def _logarithmic(set_scale: Callable[[str], None], axis: Any) -> None:  # noqa: ANN401
     """Make an axis logarithmic with plain numbers at 1, 2, 5, 10, ..."""
-    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     set_scale("log")
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axis.set_major_formatter(StrMethodFormatter("{x:,.4g}"))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
     axis.set_minor_locator(NullLocator())
 
 
 def _legend(axes: Any) -> None:  # noqa: ANN401
-    """Put the legend below the axes, where it covers nothing."""
+    """Put the legend, if there is anything to explain, below the axes, where it covers nothing."""
+    if not axes.get_legend_handles_labels()[0]:
+        return
     axes.legend(
         frameon=False, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, markerscale=2
     )

@@ -42,6 +42,17 @@ N_GENES = "n_genes"
 DOUBLET_SCORE = "doublet_score"
 REASON = "reason"
 
+QUALITY_REASONS = (
+    "filter_pass of the file",
+    "malignant or immortalised",
+    "no counts",
+    "total count out of bounds",
+    "mitochondrial content out of bounds",
+    "too few genes",
+    "doublet",
+)
+"""Why a cell does not pass quality control. The rules apply in this order; a cell has the first reason that holds."""
+
 OBS_TYPES: dict[str, pa.DataType] = {
     "text": pa.string(),
     "integer": pa.int64(),

@@ -55,7 +55,11 @@ class QualityConfig(JobConfig):
     malignant_values: tuple[str, ...] = Field(
         (), description="its values that mark a cell, comma-separated, in any case; default: true or 1"
     )
-    doublets: bool = Field(False, description="also score doublets with Scrublet, and drop those above the threshold")
+    doublets: bool = Field(
+        False,
+        description="also score doublets with Scrublet, and drop those above the threshold; a task holds one data "
+        "set's cells of one file in memory, 2 to 7 GB for 10,000 cells: bound their number with --workers",
+    )
     doublet_threshold: float | None = Field(
         None, ge=0, le=1, description="doublet score above which a cell is dropped, default: Scrublet's own"
     )

@@ -10,17 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cellray.schema import Bounds
+from cellray.schema import QUALITY_REASONS, Bounds
 
-FILE_FILTER = "filter_pass of the file"
-MALIGNANT = "malignant or immortalised"
-NO_COUNTS = "no counts"
-TOTAL = "total count out of bounds"
-MITO = "mitochondrial content out of bounds"
-FEW_GENES = "too few genes"
-DOUBLET = "doublet"
-REASONS = (FILE_FILTER, MALIGNANT, NO_COUNTS, TOTAL, MITO, FEW_GENES, DOUBLET)
-"""Why a cell does not pass. The rules are applied in this order; a cell gets the first reason that holds."""
+REASONS = QUALITY_REASONS
+FILE_FILTER, MALIGNANT, NO_COUNTS, TOTAL, MITO, FEW_GENES, DOUBLET = REASONS
 
 _SLACK = 1e-9
 """Share of the mean by which bounds are wider: where all cells are equal, rounding must not put them outside."""
