@@ -11,8 +11,9 @@ from scipy import sparse
 
 from cellray import schema, storage
 from cellray.data import doublets, quality_plan, quality_run
+from cellray.data.cell_metrics import MetricsWorker
 from cellray.data.mitochondrial import HUMAN, find_mitochondrial
-from cellray.data.parts import find_part, make_part
+from cellray.data.parts import Unit, find_part, make_part
 from cellray.data.quality import QualityTable
 from cellray.data.quality_plan import QualityConfig, QualityPlan, describe_source
 from cellray.data.quality_report import report
@@ -400,6 +401,68 @@ def test_a_rerun_writes_nothing_and_another_request_is_refused(make_h5ad: Make, 
     (output / schema.MANIFEST).unlink()
     assert control(tmp_path, path) == first
     assert lost.read_bytes() == content
+
+
+def test_metrics_of_real_cells_are_those_of_scanpy(shared: Path, tmp_path: Path) -> None:
+    import scanpy as sc
+
+    path = shared / "data" / "pbmc_facs.h5ad"
+    manifest = control(tmp_path, path, cells_per_part=1500)
+    adata = anndata.read_h5ad(path)
+    adata.var["mt"] = adata.var["gene_symbol"].str.startswith("MT-")
+    sc.pp.calculate_qc_metrics(adata, qc_vars=["mt"], percent_top=None, log1p=False, inplace=True)
+    table = verdicts(tmp_path)
+    assert table["n_counts"].tolist() == adata.obs["total_counts"].tolist()
+    assert table["n_genes"].tolist() == adata.obs["n_genes_by_counts"].tolist()
+    assert np.allclose(table["mito_fraction"], adata.obs["pct_counts_mt"] / 100, rtol=1e-6)
+    total, share = adata.obs["total_counts"], adata.obs["pct_counts_mt"]
+    within = [(abs(v - v.mean()) <= 3 * v.std(ddof=0)).to_numpy() for v in (total, share)]
+    assert table["filter_pass"].tolist() == (within[0] & within[1]).tolist()
+    assert (manifest.sources[0].passed, manifest.sources[0].mito_genes) == (3754, 13)
+
+
+def test_after_an_interruption_the_metrics_are_not_measured_again(
+    make_h5ad: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_h5ad(x=spread_counts(50, 1), var=VAR)
+    whole = control(tmp_path, path, output="whole", cells_per_part=20)
+    run, made = quality_run.run_units, []
+
+    def interrupted(stage: str, *args: object, **kwargs: object) -> tuple:
+        if stage == "verdicts":
+            raise KeyboardInterrupt
+        return run(stage, *args, **kwargs)  # type: ignore[arg-type]
+
+    def noted(self: MetricsWorker, unit: Unit, *args: object) -> None:
+        made.append((unit.start, unit.stop))
+        measure(self, unit, *args)  # type: ignore[arg-type]
+
+    measure = MetricsWorker.__call__
+    monkeypatch.setattr(MetricsWorker, "__call__", noted)
+    monkeypatch.setattr(quality_run, "run_units", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        control(tmp_path, path, cells_per_part=20)
+    assert not (tmp_path / "qc" / schema.MANIFEST).exists()
+    next((tmp_path / "qc" / "metrics" / "shards").iterdir()).unlink()
+    monkeypatch.setattr(quality_run, "run_units", run)
+    assert control(tmp_path, path, cells_per_part=20) == whole
+    assert sorted(made[:3]) == [(0, 20), (20, 40), (40, 50)]
+    assert len(made) == 4
+
+
+def test_sources_and_verdicts_in_an_object_store(make_h5ad: Make, tmp_path: Path, bucket: str) -> None:
+    path = make_h5ad(x=spread_counts(50, 1), var=VAR)
+    storage.write_bytes(f"{bucket}/in/cells.h5ad", path.read_bytes())
+    local = control(tmp_path, path, n_sd=2, cells_per_part=20)
+    config = QualityConfig(source=(f"{bucket}/in/cells.h5ad",), output=f"{bucket}/qc", n_sd=2, cells_per_part=20)
+    manifest = quality_control(config)
+    assert manifest.sources[0].dropped == local.sources[0].dropped
+    table = QualityTable.open(config.output)
+    (source,) = manifest.sources
+    flags = verdicts(tmp_path)["filter_pass"].to_numpy()
+    assert np.array_equal(table.passed(source.uri, source.version, 5, 45), flags[5:45])
+    assert not storage.exists(f"{bucket}/qc/metrics")
+    assert quality_control(config) == manifest
 
 
 def planted(seed: int = 0) -> tuple[sparse.csr_matrix, np.ndarray]:

@@ -21,8 +21,10 @@ from cellray.data.source import open_source
 from cellray.errors import InputError
 
 MAX_DOUBLET_CELLS = 20_000
-"""Most cells of a data set in one file that are scored; a droplet run gives no more. Scrublet's matrices are dense: 2 GB for
-10,000 blood cells of 700 genes each, 7 GB where thousands of genes vary much."""
+"""Most cells of a data set in one file that are scored; a droplet run gives no more.
+
+Scrublet's matrices are dense: 2 GB for 10,000 blood cells of 700 genes each, 7 GB where thousands of genes vary much.
+"""
 MIN_DOUBLET_CELLS = 100
 """Fewer cells than this are not scored: Scrublet's neighbourhoods would be single cells."""
 _COMPONENTS = 30

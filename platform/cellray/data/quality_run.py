@@ -1,7 +1,8 @@
 """Quality control from files of counts to verdicts: metrics of each cell, bounds of each data set, verdicts.
 
 Both passes run as units on Ray; between them the bounds are put together from the moments of each part, in the parts'
-order, so that neither memory nor result depends on how many cells or workers there are.
+order, so that neither memory nor result depends on how many cells or workers there are. All cells with counts enter the
+bounds, those too that the file's own filter or a mark of malignancy leaves out.
 """
 
 import logging
