@@ -36,7 +36,8 @@ def draw(table: QualityTable, folder: str) -> str:
         with storage.atomic_file(storage.join(storage.absolute(folder), f"{number:02d}_{file}.png")) as path:
             quality_png(samples[name], found, table.manifest.rules, path)
     left = len(datasets) - len(chosen)
-    return f"{folder}: pictures of {len(chosen)} data sets" + (f"; {left:,} smaller ones not drawn" if left else "")
+    drawn = f"{folder}: pictures of {len(chosen)} data set{'s' * (len(chosen) != 1)}"
+    return drawn + (f"; {left:,} smaller ones not drawn" if left else "")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ _MAX_LEGEND = 40
 _PASSES, _DROPPED = "#8fb3d1", "#d55e00"
 _REASON_COLOURS = ("#7a5c00", "#cc79a7", "#999999", "#d55e00", "#009e73", "#000000", "#aa00ff")
 _BINS = 60
+_CROWDED = 200  # a range wider than this is labelled at powers of ten only
 _NEAR = 10  # cells with that many times the least number of genes are far from it: the line would only waste space
 
 
@@ -105,7 +106,7 @@ def quality_png(cells: pd.DataFrame, dataset: DatasetRecord, rules: QualityRules
 
 def _draw_totals(axes: Any, cells: pd.DataFrame, bounds: Bounds | None) -> None:  # noqa: ANN401
     axes.set(xlabel="total count", ylabel="cells", title="Total count")
-    _logarithmic(axes.set_xscale, axes.xaxis)
+    _logarithmic(axes.set_xscale, axes.xaxis, cells[schema.N_COUNTS])
     if len(cells):
         low, high = cells[schema.N_COUNTS].min(), cells[schema.N_COUNTS].max()
         _histogram(axes, cells, schema.N_COUNTS, np.geomspace(low, max(high, low * 1.01), _BINS))
@@ -127,9 +128,9 @@ def _draw_mito(axes: Any, cells: pd.DataFrame, column: str, bounds: Bounds | Non
 def _draw_genes(axes: Any, cells: pd.DataFrame, min_genes: int) -> None:  # noqa: ANN401
     """Scatter total counts and detected genes; what was dropped lies on top, coloured by its reason."""
     axes.set(xlabel="total count", ylabel="detected genes", title=f"Detected genes, at least {min_genes}")
-    _logarithmic(axes.set_xscale, axes.xaxis)
-    _logarithmic(axes.set_yscale, axes.yaxis)
+    _logarithmic(axes.set_xscale, axes.xaxis, cells[schema.N_COUNTS])
     genes = cells[schema.N_GENES].clip(lower=0.5)  # so that a cell without genes is on the logarithmic axis
+    _logarithmic(axes.set_yscale, axes.yaxis, genes)
     passed = cells[schema.FILTER_PASS].to_numpy(bool)
     kinds = [("passes", passed, _PASSES)]
     for reason, colour in zip(schema.QUALITY_REASONS, _REASON_COLOURS, strict=True):
@@ -150,12 +151,13 @@ def _draw_genes(axes: Any, cells: pd.DataFrame, min_genes: int) -> None:  # noqa
     _legend(axes)
 
 
-def _logarithmic(set_scale: Callable[[str], None], axis: Any) -> None:  # noqa: ANN401
-    """Make an axis logarithmic with plain numbers at 1, 2, 5, 10, ..."""
+def _logarithmic(set_scale: Callable[[str], None], axis: Any, values: pd.Series) -> None:  # noqa: ANN401
+    """Make an axis logarithmic with plain numbers: at 1, 2, 5, 10, ..., or at powers of ten where these would crowd."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     set_scale("log")
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    narrow = len(values) == 0 or values.max() < _CROWDED * values.min()
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if narrow else (1.0,)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
     axis.set_minor_locator(NullLocator())
 
