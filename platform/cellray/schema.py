@@ -34,6 +34,25 @@ RESERVED_COLUMNS = (INPUT_IDS, LENGTH, CELL_ID, N_COUNTS, SOURCE_ROW, EMBEDDING,
 
 FILTER_PASS = "filter_pass"  # noqa: S105  # the official name of the obs column that selects cells
 
+SOURCE = "source"
+DATASET = "dataset"
+MITO_COUNTS = "mito_counts"
+MITO_FRACTION = "mito_fraction"
+N_GENES = "n_genes"
+DOUBLET_SCORE = "doublet_score"
+REASON = "reason"
+
+QUALITY_REASONS = (
+    "filter_pass of the file",
+    "malignant or immortalised",
+    "no counts",
+    "total count out of bounds",
+    "mitochondrial content out of bounds",
+    "too few genes",
+    "doublet",
+)
+"""Why a cell does not pass quality control. The rules apply in this order; a cell has the first reason that holds."""
+
 OBS_TYPES: dict[str, pa.DataType] = {
     "text": pa.string(),
     "integer": pa.int64(),
@@ -66,6 +85,29 @@ def embedding_schema(width: int, obs: pa.Schema, *, per_gene: bool) -> pa.Schema
             *([pa.field(GENE, pa.string(), nullable=False)] if per_gene else []),
             pa.field(EMBEDDING, pa.list_(pa.float32(), width), nullable=False),
             *obs,
+        ]
+    )
+
+
+def quality_schema() -> pa.Schema:
+    """Return the schema of quality control: one row for each cell of the sources, in their order.
+
+    `mito_counts` and `mito_fraction` are null where the file has no mitochondrial gene, `doublet_score` where the cell
+    was not scored, `reason` where the cell passed.
+    """
+    return pa.schema(
+        [
+            pa.field(CELL_ID, pa.string(), nullable=False),
+            pa.field(SOURCE, pa.string(), nullable=False),
+            pa.field(SOURCE_ROW, pa.int64(), nullable=False),
+            pa.field(DATASET, pa.string(), nullable=False),
+            pa.field(N_COUNTS, pa.float64(), nullable=False),
+            pa.field(MITO_COUNTS, pa.float64()),
+            pa.field(MITO_FRACTION, pa.float64()),
+            pa.field(N_GENES, pa.int32(), nullable=False),
+            pa.field(DOUBLET_SCORE, pa.float64()),
+            pa.field(FILTER_PASS, pa.bool_(), nullable=False),
+            pa.field(REASON, pa.string()),
         ]
     )
 
@@ -258,6 +300,79 @@ class EmbeddingManifest(Manifest):
     layer: int
     pooling: str
     width: int
+
+
+class Bounds(Record):
+    """Within which a data set's cells must lie: mean - k sd to mean + k sd of its `cells` cells (population sd)."""
+
+    cells: int
+    mean: float
+    sd: float
+    low: float
+    high: float
+
+
+class DatasetRecord(Record):
+    """One data set: bounds and what they did. `mito` is None where no file has mitochondrial genes."""
+
+    name: str
+    cells: int
+    passed: int
+    n_counts: Bounds | None
+    mito: Bounds | None
+
+
+class DoubletRecord(Record):
+    """Doublet scores of one data set's cells in one file; without a threshold none was dropped."""
+
+    dataset: str
+    scored: int
+    threshold: float | None
+
+
+class QualitySource(Record):
+    """One file that was controlled: which version, how its genes were told, where every cell went."""
+
+    uri: str
+    format: str
+    matrix: str
+    size: int
+    version: str
+    cells: int
+    passed: int
+    dropped: dict[str, int]
+    mito_genes: int
+    mito_from: str
+    genes: GeneReport | None
+    doublets: tuple[DoubletRecord, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+class QualityRules(Record):
+    """What a cell had to fulfil."""
+
+    n_sd: float
+    mito: Literal["fraction", "counts"]
+    min_genes: int
+    vocabulary_digest: str | None
+    dataset_column: str | None
+    malignant_column: str | None
+    malignant_values: tuple[str, ...]
+    mito_genes: tuple[str, ...]
+    doublets: bool
+    doublet_threshold: float | None
+    seed: int
+
+
+class QualityManifest(Manifest):
+    """Manifest of quality control."""
+
+    artefact: Literal["quality control"] = "quality control"
+    rules: QualityRules
+    sources: tuple[QualitySource, ...]
+    datasets: tuple[DatasetRecord, ...]
+    failed: tuple[FailedSource, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def software_versions(*packages: str) -> dict[str, str]:

@@ -1,7 +1,10 @@
-"""What obs says of the cells of a row range: which pass the filter, what their total counts are."""
+"""What obs says of the cells of a row range: which pass the filter, which are marked, their total counts."""
+
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from cellray.data.source import CountSource
@@ -20,6 +23,47 @@ def filter_pass(source: CountSource, start: int, stop: int) -> NDArray[np.bool_]
     if FILTER_PASS not in source.obs_kinds():
         return np.ones(stop - start, bool)
     return np.asarray(_numbers(source, FILTER_PASS, start, stop) == 1)
+
+
+def marked(
+    source: CountSource, column: str, values: Sequence[str], start: int, stop: int
+) -> tuple[NDArray[np.bool_], int]:
+    """Return which cells an obs column marks, and how many have no value there; these are not marked.
+
+    Parameters
+    ----------
+    source
+        An open file that has the column.
+    column
+        Its name.
+    values
+        What marks a cell, compared as text and regardless of case; if empty, true or 1.
+    start, stop
+        Row range.
+
+    Raises
+    ------
+    InputError
+        No values are given and the column holds neither flags nor numbers.
+    """
+    found = source.obs(column, start, stop)
+    if not values and pa.types.is_string(found.type):
+        raise InputError(
+            source.uri,
+            f"obs column {column!r} must hold flags (true / false or 1 / 0), or the values that mark must be named",
+            "text",
+            "Name them with --malignant-values.",
+        )
+    if not values:
+        return _numbers(source, column, start, stop) == 1, found.null_count
+    wanted = pa.array([value.lower() for value in values], pa.string())
+    hits = pc.is_in(pc.utf8_lower(found.cast(pa.string())), value_set=wanted)
+    return np.asarray(hits.to_numpy(zero_copy_only=False), bool), found.null_count
+
+
+def names_in(source: CountSource, column: str, start: int, stop: int) -> pa.Array:
+    """Return an obs column as text, null where missing."""
+    return source.obs(column, start, stop).cast(pa.string())
 
 
 def total_counts(
