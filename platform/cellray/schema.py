@@ -93,7 +93,7 @@ class PartRecord(Record):
     Attributes
     ----------
     path
-        Below the artefact's directory.
+        Below the artefact's directory; or, in a corpus that refers to another's shards, an absolute path or URI.
     rows
         Rows in the file.
     sha256
@@ -113,6 +113,10 @@ class PartRecord(Record):
     start: int
     stop: int
     counts: dict[str, int] = {}
+
+    def uri_in(self, directory: str) -> str:
+        """Return where the file lies, for an artefact at `directory`."""
+        return storage.resolve(directory, self.path)
 
 
 class SourceRecord(Record):
@@ -136,6 +140,13 @@ class FailedSource(Record):
 
     uri: str
     error: str
+
+
+class Parent(Record):
+    """A token corpus that another was made from: where it was and the digest of its manifest."""
+
+    uri: str
+    digest: str
 
 
 class Encoding(Record):
@@ -201,6 +212,8 @@ class CorpusManifest(Manifest):
     obs_kinds: dict[str, str]
     sources: tuple[SourceRecord, ...]
     failed: tuple[FailedSource, ...] = ()
+    parents: tuple[Parent, ...] = ()
+    made_by: str = "tokenization"
 
 
 class EmbeddingManifest(Manifest):

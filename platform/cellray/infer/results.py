@@ -52,7 +52,7 @@ class Embeddings:
     def table(self) -> pa.Table:
         """Return all rows, in the corpus's order."""
         parts = (p for p in self.manifest.parts if p.rows)
-        return pa.concat_tables(read_rows(storage.join(self.uri, p.path), 0, p.rows) for p in parts)
+        return pa.concat_tables(read_rows(p.uri_in(self.uri), 0, p.rows) for p in parts)
 
     def matrix(self, table: pa.Table) -> NDArray[np.float32]:
         """Return the embeddings of a table of theirs. Shape (rows, hidden)."""
@@ -118,7 +118,7 @@ def write_h5ad(embeddings: Embeddings, uri: str) -> tuple[int, int]:
         np.full((source.cells, embeddings.manifest.width), np.nan, np.float32) for source in corpus.manifest.sources
     ]
     for part in embeddings.manifest.parts:
-        table = read_rows(storage.join(embeddings.uri, part.path), 0, part.rows)
+        table = read_rows(part.uri_in(embeddings.uri), 0, part.rows)
         source = corpus.manifest.parts[part.source].source
         vectors[source][table[schema.SOURCE_ROW].to_numpy()] = embeddings.matrix(table)
     obs = _plain(pd.concat([_obs(source) for source in corpus.manifest.sources]))
