@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cellray import schema, storage
-from cellray.data import select_cells
+from cellray.data import hf_import, select_cells
 from cellray.data.corpus import Corpus
 from cellray.data.parts import make_part
 from cellray.data.plan import common_kinds, describe_source
@@ -51,6 +51,6 @@ def units_here(monkeypatch: pytest.MonkeyPatch) -> None:
     def run_here(stage, output, units, make_worker, pool, *, actors):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
         return tuple(make_part(unit, make_worker(), output) for unit in units)
 
-    for module in (select_cells,):
+    for module in (select_cells, hf_import):
         monkeypatch.setattr(module, "run_units", run_here)
         monkeypatch.setattr(module, "ensure_ray", lambda: None)

@@ -9,6 +9,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cellray import schema, storage
+from cellray.data import hf_import
 from cellray.data.anndata_store import open_hdf5
 from cellray.data.corpus import Corpus, read_rows
 from cellray.data.source import open_source
@@ -124,7 +125,7 @@ def write_h5ad(embeddings: Embeddings, uri: str) -> tuple[int, int]:
     obs = _plain(pd.concat([_obs(source) for source in corpus.manifest.sources]))
     if len(vectors) > 1:
         names = [source.uri for source in corpus.manifest.sources]
-        obs[SOURCE] = pd.Categorical(np.repeat(names, [len(v) for v in vectors]), categories=names)
+        obs[SOURCE] = pd.Categorical(np.repeat(names, [len(v) for v in vectors]), categories=list(dict.fromkeys(names)))
     obsm = np.concatenate(vectors)
     obs[EMBEDDED] = ~np.isnan(obsm[:, 0])
     adata = AnnData(obs=obs, obsm={OBSM_KEY: obsm})
@@ -138,6 +139,8 @@ def write_h5ad(embeddings: Embeddings, uri: str) -> tuple[int, int]:
 def _obs(record: SourceRecord) -> pd.DataFrame:
     """Read the obs table of a source that has not changed since it was tokenized."""
     _require_unchanged(record)
+    if record.format == hf_import.FORMAT:
+        return hf_import.read_obs(record.uri)
     with open_source(record.uri, record.matrix) as source:
         columns = {name: source.obs(name, 0, source.n_cells).to_pandas() for name in source.obs_kinds()}
         index = pd.Index(source.cell_names(0, source.n_cells).to_pandas().astype(str))
