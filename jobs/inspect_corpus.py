@@ -31,6 +31,8 @@ def main(config: InspectConfig) -> str:
         report(manifest),
         f"obs columns: {', '.join(f'{name} ({kind})' for name, kind in manifest.obs_kinds.items()) or 'none'}",
         f"vocabulary: {len(corpus.vocabulary):,} tokens, digest {corpus.vocabulary.digest[:12]}",
+        f"made by {manifest.made_by}"
+        + "".join(f"; from {parent.uri}, digest {parent.digest[:12]}" for parent in manifest.parents),
         f"made with {', '.join(f'{name} {version}' for name, version in manifest.software.items())}",
     ]
     if config.verify:

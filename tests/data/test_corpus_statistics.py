@@ -61,3 +61,4 @@ def test_the_job_tells_and_draws(corpus: Corpus, tmp_path: Path) -> None:
     assert "length quantiles" in told
     assert picture.read_bytes()[:4] == b"\x89PNG"
     assert "length quantiles" not in main(InspectConfig(corpus=corpus.uri))
+    assert "\nmade by tokenization\n" in told

@@ -134,7 +134,7 @@ def read_obs(uri: str) -> pd.DataFrame:
     """Return all columns of a dataset that can be obs columns, indexed by `cell_id` if there is one, else by row."""
     dataset = SavedDataset.open(uri)
     kinds = {name: kind for name in dataset.columns.names if (kind := _kind(dataset, name)) is not None}
-    table = dataset.read(0, dataset.rows, list(kinds)).to_pandas()
+    table: pd.DataFrame = dataset.read(0, dataset.rows, list(kinds)).to_pandas()
     index = table[schema.CELL_ID] if schema.CELL_ID in kinds else pd.Series(range(len(table)))
     return table.set_axis(pd.Index(index.astype(str).to_list()))
 

@@ -181,7 +181,7 @@ def info_json(columns: pa.Schema, description: str) -> bytes:
 
 def state_json(files: Sequence[str], fingerprint: str) -> bytes:
     """Return the content of `state.json`."""
-    value = {
+    value: dict[str, Any] = {
         "_data_files": [{"filename": name} for name in files],
         "_fingerprint": fingerprint,
         "_format_columns": None,

@@ -135,6 +135,8 @@ def plan_selection(
 ) -> SelectionPlan:
     """Group old shards into new ones, each of one source and about `cells_per_shard` cells; empty ones are skipped.
 
+    An old shard is not cut: one that gives more cells than that makes a new shard of as many.
+
     Parameters
     ----------
     number

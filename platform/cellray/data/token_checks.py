@@ -94,7 +94,7 @@ def _numbers(column: pa.ChunkedArray, subject: str) -> tuple[NDArray[np.int64], 
 def _check_special(rows: _Rows, vocabulary: GeneVocabulary, layout: TokenLayout) -> None:
     """Check that special tokens stand where the layout has them and nowhere else."""
     special = np.isin(rows.ids, list(vocabulary.special_tokens.values()))
-    if layout.cls_id is None:
+    if layout.cls_id is None or layout.eos_id is None:
         rows.require_tokens("rows of this vocabulary hold genes alone", special)
         return
     starts, ends = rows.offsets[:-1], rows.offsets[1:] - 1

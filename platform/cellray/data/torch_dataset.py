@@ -122,7 +122,7 @@ _FIXED = {schema.INPUT_IDS, schema.LENGTH}
 def _cells(table: pa.Table) -> Iterator[Cell]:
     """Yield the rows of a table, tokens as tensors of their own."""
     rows = TokenRows.from_arrow(table[schema.INPUT_IDS])
-    tokens = torch.from_numpy(rows.input_ids.astype(np.int64)).split(rows.lengths.tolist())
+    tokens = torch.split(torch.from_numpy(rows.input_ids.astype(np.int64)), rows.lengths.tolist())
     others = table.drop_columns([schema.INPUT_IDS]).to_pylist()
     for input_ids_l, other in zip(tokens, others, strict=True):
         yield {schema.INPUT_IDS: input_ids_l.clone(), **other}  # a view would keep its whole range in memory
