@@ -1,20 +1,26 @@
-"""Show what a corpus is made of; with --verify, check that it still is."""
+"""Show what a corpus is made of and what its cells are like; with --verify, check that it still is."""
 
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
+from cellray import storage
 from cellray.config import JobConfig
 from cellray.data.corpus import Corpus, damaged_shards
+from cellray.data.corpus_statistics import corpus_statistics, describe
 from cellray.data.report import report
 from cellray.errors import InputError, listing
+from cellray.plots import length_histogram_png
 from jobs._run import run_job
 
 
 class InspectConfig(JobConfig):
-    """Show the manifest of a token corpus for people."""
+    """Show the manifest of a token corpus, and on request its statistics, for people."""
 
     corpus: CliPositionalArg[str] = Field(description="token corpus, from jobs.tokenize_corpus")
     verify: bool = Field(False, description="also recompute the digest of every shard")
+    statistics: bool = Field(False, description="also count lengths and obs labels over all cells")
+    plot: str | None = Field(None, description="also draw the histogram of lengths to this .png")
+    top: int = Field(10, ge=1, description="most labels shown of each obs column")
 
 
 def main(config: InspectConfig) -> str:
@@ -25,14 +31,25 @@ def main(config: InspectConfig) -> str:
         report(manifest),
         f"obs columns: {', '.join(f'{name} ({kind})' for name, kind in manifest.obs_kinds.items()) or 'none'}",
         f"vocabulary: {len(corpus.vocabulary):,} tokens, digest {corpus.vocabulary.digest[:12]}",
+        f"made by {manifest.made_by}"
+        + "".join(f"; from {parent.uri}, digest {parent.digest[:12]}" for parent in manifest.parents),
         f"made with {', '.join(f'{name} {version}' for name, version in manifest.software.items())}",
     ]
     if config.verify:
         damaged = damaged_shards(corpus)
         if damaged:
-            fix = "Delete these files and the manifest, then tokenize again: the rest is kept."
+            fix = (
+                "Restore them, or delete them and the manifest and run the job that made them again: the rest is kept."
+            )
             raise InputError(corpus.uri, "every shard must be the one in the manifest", listing(damaged), fix)
         lines.append(f"verified {len(manifest.parts):,} shards: all as in the manifest")
+    if config.statistics or config.plot is not None:
+        counted = corpus_statistics(corpus)
+        lines.append(describe(counted, config.top))
+        if config.plot is not None:
+            with storage.atomic_file(storage.absolute(config.plot)) as path:
+                length_histogram_png(counted.length_counts, path, f"{counted.cells:,} cells")
+            lines.append(f"{config.plot}: histogram of lengths")
     return "\n".join([*lines, f"{corpus.uri}: token corpus, digest {manifest.digest[:12]}"])
 
 

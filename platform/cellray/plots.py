@@ -20,6 +20,33 @@ _CROWDED = 200  # a range wider than this is labelled at powers of ten only
 _NEAR = 10  # cells with that many times the least number of genes are far from it: the line would only waste space
 
 
+def length_histogram_png(length_counts: NDArray[np.int64], path: Path, title: str, bins: int = 100) -> None:
+    """Draw how many cells have which number of tokens.
+
+    Parameters
+    ----------
+    length_counts
+        Cells of each length. Shape (longest possible + 1,).
+    path
+        Where the PNG goes.
+    title
+        Headline of the picture.
+    bins
+        Bars, at most.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    width = -(-len(length_counts) // bins)
+    starts = np.arange(0, len(length_counts), width)
+    with mpl.rc_context({"backend": "agg"}):
+        figure = Figure(figsize=(7.5, 4.0), dpi=150, layout="constrained")
+        axes = figure.subplots()
+        axes.bar(starts, np.add.reduceat(length_counts, starts), width=width, align="edge")
+        axes.set(title=title, xlabel="tokens of a cell", ylabel="cells")
+        figure.savefig(path, format="png")
+
+
 def umap_png(
     embedding_nd: NDArray[np.float32], labels: pd.Series, path: Path, title: str, *, neighbors: int = 15, seed: int = 0
 ) -> None:

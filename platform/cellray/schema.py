@@ -149,7 +149,7 @@ class PartRecord(Record):
     Attributes
     ----------
     path
-        Below the artefact's directory.
+        Below the artefact's directory; or, in a corpus that refers to another's shards, an absolute path or URI.
     rows
         Rows in the file.
     sha256
@@ -169,6 +169,10 @@ class PartRecord(Record):
     start: int
     stop: int
     counts: dict[str, int] = {}
+
+    def uri_in(self, directory: str) -> str:
+        """Return where the file lies, for an artefact at `directory`."""
+        return storage.resolve(directory, self.path)
 
 
 class SourceRecord(Record):
@@ -221,6 +225,13 @@ class FailedSource(Record):
 
     uri: str
     error: str
+
+
+class Parent(Record):
+    """A token corpus that another was made from: where it was and the digest of its manifest."""
+
+    uri: str
+    digest: str
 
 
 class Encoding(Record):
@@ -287,6 +298,8 @@ class CorpusManifest(Manifest):
     sources: tuple[SourceRecord, ...]
     failed: tuple[FailedSource, ...] = ()
     repeated_names: RepeatedNames | None = None
+    parents: tuple[Parent, ...] = ()
+    made_by: str = "tokenization"
 
 
 class EmbeddingManifest(Manifest):

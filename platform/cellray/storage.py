@@ -42,6 +42,11 @@ def join(uri: str, *parts: str) -> str:
     return "/".join([uri.rstrip("/"), *parts])
 
 
+def resolve(directory: str, path: str) -> str:
+    """Return an absolute path or URI as it is, and any other path below a directory."""
+    return path if "://" in path or Path(path).is_absolute() else join(directory, path)
+
+
 def filesystem(uri: str) -> tuple[Any, str]:
     """Return the fsspec file system of a URI and the path within it."""
     try:
@@ -254,6 +259,29 @@ def publish_directory(local: Path, uri: str, last: str) -> None:
         staged.replace(target)  # replaces an empty directory only
     finally:
         shutil.rmtree(staged, ignore_errors=True)
+
+
+@contextmanager
+def new_directory(uri: str) -> Iterator[str]:
+    """Yield the URI of a folder to fill; on leaving without an error it lies, whole, at a vacant URI.
+
+    On a disk it appears by one rename. An object store has no folders: there the yielded URI is the final one, the file
+    that readers need first must be written last, and after an error what was written is removed.
+    """
+    require_vacant(uri)
+    fs, path = filesystem(uri)
+    local = isinstance(fs, LocalFileSystem)
+    staged = str(Path(path).with_name(f".{Path(path).name}.{secrets.token_hex(6)}.tmp")) if local else uri
+    try:
+        if local:
+            Path(staged).mkdir(parents=True)
+        yield staged
+        if local:
+            Path(staged).replace(path)  # replaces an empty directory only
+    except BaseException:
+        if filesystem(staged)[0].exists(staged):
+            filesystem(staged)[0].rm(staged, recursive=True)
+        raise
 
 
 def open_scattered(uri: str) -> Any:  # noqa: ANN401  # a binary stream

@@ -201,3 +201,25 @@ def test_pca_sees_the_counts_of_the_matrix_asked_for(make_h5ad: Make) -> None:
     first, other = pca_of_log_counts(path, dimensions=3), pca_of_log_counts(path, "layers/other", dimensions=3)
     assert first.shape == other.shape == (60, 3)
     assert not np.allclose(np.abs(first), np.abs(other))
+
+
+def test_an_imported_dataset_becomes_an_h5ad_too(model: str, vocabulary_v2: GeneVocabulary, tmp_path: Path) -> None:
+    from datasets import Dataset
+
+    from cellray.data.hf_import import ImportConfig, import_dataset
+
+    rows = [[2, 5, 6, 3], [2, 3], [2, 9, 3]]
+    saved = Dataset.from_dict({"input_ids": rows, "length": [4, 2, 3], "type": ["a", "b", "c"]})
+    saved.save_to_disk(str(tmp_path / "d.dataset"))
+    vocabulary_v2.save(str(tmp_path / "v.json"))
+    imported = ImportConfig(
+        dataset=str(tmp_path / "d.dataset"), vocabulary=str(tmp_path / "v.json"), output=str(tmp_path / "imported")
+    )
+    import_dataset(imported)
+    embed_cells(EmbedConfig(corpus=imported.output, model=model, output=str(tmp_path / "out")))
+    check_h5ad_target(str(tmp_path / "out.h5ad"), imported.output)
+    assert write_h5ad(Embeddings.open(str(tmp_path / "out")), str(tmp_path / "out.h5ad")) == (3, 2)
+    adata = anndata.read_h5ad(tmp_path / "out.h5ad")
+    assert adata.obs_names.tolist() == ["0", "1", "2"]
+    assert adata.obs["type"].tolist() == ["a", "b", "c"]
+    assert adata.obs["cellray_embedded"].tolist() == [True, False, True]

@@ -29,7 +29,20 @@ def run(name: str, config_class: type[JobConfig], main: Callable[..., str], *arg
 
 @pytest.mark.parametrize(
     "job",
-    ["build_vocabulary", "tokenize_corpus", "pretrain", "embed_cells", "inspect_corpus", "demo", "quality_control"],
+    [
+        "build_vocabulary",
+        "quality_control",
+        "tokenize_corpus",
+        "concat_corpora",
+        "split_corpus",
+        "subsample_corpus",
+        "export_dataset",
+        "import_dataset",
+        "inspect_corpus",
+        "pretrain",
+        "embed_cells",
+        "demo",
+    ],
 )
 def test_help_of_every_job(job: str) -> None:
     shown = subprocess.run(

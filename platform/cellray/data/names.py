@@ -25,7 +25,7 @@ def repeated_names(output: str, parts: Sequence[PartRecord]) -> RepeatedNames | 
         return None
 
     def hashes(part: PartRecord) -> NDArray[np.uint64]:
-        with storage.open_scattered(storage.join(output, part.path)) as stream:
+        with storage.open_scattered(part.uri_in(output)) as stream:
             names = pq.read_table(stream, columns=[CELL_ID])[CELL_ID].to_numpy()
         return np.asarray(pd.util.hash_array(names, categorize=False))
 

@@ -4,7 +4,7 @@ Runs a Ray task for each source. A source that breaks a rule comes back as its e
 them at once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Protocol
@@ -101,7 +101,14 @@ def describe_source(uri: str, options: ReadOptions, vocabulary: GeneVocabulary) 
         return SourcePlan(uri, format_of(uri), stamp, source.n_cells, mapping.report, kinds, warnings)
 
 
-def common_kinds(plans: Sequence[SourcePlan], columns: Sequence[str]) -> dict[str, str]:
+class HasObs(Protocol):
+    """Something with obs columns of known kinds: a described source, a corpus's manifest."""
+
+    @property
+    def obs_kinds(self) -> Mapping[str, str]: ...  # noqa: D102
+
+
+def common_kinds(plans: Sequence[HasObs], columns: Sequence[str]) -> dict[str, str]:
     """Return one kind for each obs column; where files differ, numbers become real and all else text."""
     kinds = {}
     for column in columns:

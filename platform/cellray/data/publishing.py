@@ -34,7 +34,7 @@ def finished(output: str, request: str, manifest_class: type[Manifest]) -> Manif
             f"another {manifest_class.model_fields['artefact'].default} (other input, options or vocabulary)",
             fix,
         )
-    missing = [part.path for part in manifest.parts if not storage.exists(storage.join(output, part.path))]
+    missing = [part.path for part in manifest.parts if not storage.exists(part.uri_in(output))]
     if missing:
         raise InputError(output, "a finished result must hold all its parts", f"{listing(missing, 3)} missing", fix)
     return manifest

@@ -32,7 +32,7 @@ from cellray.data.publishing import finished, publish_manifest
 from cellray.data.quality_plan import QualityConfig, QualityJob, prepare
 from cellray.data.quality_rules import REASONS, DatasetBounds, Moments, can_exclude
 from cellray.data.session import ensure_ray, plain_errors
-from cellray.data.units import Pool, require_records, run_units
+from cellray.data.units import require_records, run_units
 from cellray.errors import InputError, combined, listing
 from cellray.schema import (
     DatasetRecord,
@@ -89,17 +89,17 @@ def quality_control(config: QualityConfig) -> QualityManifest:
         _tidy(job.output)
         return done
     ensure_ray()
-    pool, options = Pool(concurrency=config.workers), job.options
+    workers, options = config.workers, job.options
     folder = storage.join(job.output, METRICS)
-    results = run_units("cell metrics", folder, job.units, lambda: MetricsWorker(options), pool, actors=False)
+    results = run_units("cell metrics", folder, job.units, MetricsWorker(options), workers)
     broken = {u.source: r for u, r in zip(job.units, results, strict=True) if isinstance(r, InputError)}
     if broken and (config.on_bad_file == "fail" or len(broken) == len(job.plans)):
         raise combined(list(broken.values()))
     parts = [part for part in results if isinstance(part, PartRecord) and part.source not in broken]
     tallies = tally_parts(folder, parts, job.rules.mito)
     rules = Rules({name: t.bounds(config.n_sd) for name, t in tallies.items()}, config.mito, config.min_genes)
-    scored = _score_doublets(job, parts, tallies, rules, pool) if config.doublets else {}
-    verdicts = _judge(job, parts, rules, scored, pool)
+    scored = _score_doublets(job, parts, tallies, rules, workers) if config.doublets else {}
+    verdicts = _judge(job, parts, rules, scored, workers)
     publish_manifest(job.output, _manifest(job, parts, verdicts, tallies, scored, broken))
     _tidy(job.output)
     return QualityManifest.load(job.output)
@@ -133,7 +133,7 @@ def tally(table: pa.Table, mito: str, part: int) -> dict[str, Tally]:
 
 
 def _score_doublets(
-    job: QualityJob, parts: Sequence[PartRecord], tallies: Mapping[str, Tally], rules: Rules, pool: Pool
+    job: QualityJob, parts: Sequence[PartRecord], tallies: Mapping[str, Tally], rules: Rules, workers: int | None
 ) -> dict[int, list[tuple[DoubletRecord, PartRecord]]]:
     """Score the doublets of each data set's cells of each file; returned by source."""
     folder = storage.join(job.output, METRICS)
@@ -155,7 +155,7 @@ def _score_doublets(
             units.append(Unit(key, plan.uri, plan.stamp.version, source, own[0].start, own[-1].stop))
     options = DoubletOptions(libraries, rules, job.options.matrix, job.rules.doublet_threshold, job.rules.seed)
     output = storage.join(job.output, DOUBLETS)
-    results = run_units("doublets", output, units, lambda: DoubletWorker(options), pool, actors=False)
+    results = run_units("doublets", output, units, DoubletWorker(options), workers)
     for result in results:
         if isinstance(result, InputError):
             raise result
@@ -174,7 +174,7 @@ def _judge(
     parts: Sequence[PartRecord],
     rules: Rules,
     scored: Mapping[int, list[tuple[DoubletRecord, PartRecord]]],
-    pool: Pool,
+    workers: int | None,
 ) -> tuple[PartRecord, ...]:
     """Make the verdicts on each part of metrics."""
     folder, output = storage.join(job.output, METRICS), storage.join(job.output, DOUBLETS)
@@ -193,7 +193,7 @@ def _judge(
         units.append(Unit(key, storage.join(folder, part.path), part.sha256, part.source, part.start, part.stop))
     where = {source: tuple(storage.join(output, part.path) for _, part in found) for source, found in scored.items()}
     options = VerdictOptions(rules, tuple(plan.uri for plan in job.plans), where)
-    return require_records(run_units("verdicts", job.output, units, lambda: VerdictWorker(options), pool, actors=False))
+    return require_records(run_units("verdicts", job.output, units, VerdictWorker(options), workers))
 
 
 def _numbers(bounds: DatasetBounds) -> list[object]:

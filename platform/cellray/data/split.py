@@ -17,7 +17,16 @@ def held_out(first: int, count: int, fraction: float, seed: int) -> NDArray[np.b
     """
     offset = np.uint64((seed * 0x9E3779B97F4A7C15 + 0x632BE59BD9B4E019) % (1 << 64))
     z = np.arange(first, first + count, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + offset
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    return uniform(scramble(z)) < fraction
+
+
+def scramble(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return a pseudorandom permutation of the 64-bit numbers, that of splitmix64. Same shape."""
+    z = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    z ^= z >> np.uint64(31)
-    return np.asarray((z >> np.uint64(11)).astype(np.float64) * 2.0**-53 < fraction)
+    return np.asarray(z ^ (z >> np.uint64(31)))
+
+
+def uniform(values: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """Return 64-bit numbers as fractions in [0, 1). Same shape."""
+    return np.asarray((values >> np.uint64(11)).astype(np.float64) * 2.0**-53)

@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from cellray import schema, storage
 from cellray.config import JobConfig
 from cellray.data.collate import TokenRows, token_budget_batches
-from cellray.data.corpus import Corpus, read_rows
+from cellray.data.corpus import Corpus
 from cellray.data.parts import PartWriter, Unit
 from cellray.data.publishing import finished, publish_manifest
 from cellray.data.session import default_threads, ensure_ray, plain_errors
@@ -148,15 +148,15 @@ class EmbedWorker:
             raise InputError(options.model, "a model may not change while it is used", "other weights", "Run again.")
         device = _accelerator() if options.gpu else torch.device("cpu")
         self._encoder = load_encoder(model, options.layer, device)
-        vocabulary = Corpus.open(options.corpus).vocabulary
-        self._gene_v = is_gene_token(vocabulary, device)
-        self._gene_names = vocabulary.gene_of_token
+        self._corpus = Corpus.open(options.corpus)
+        self._gene_v = is_gene_token(self._corpus.vocabulary, device)
+        self._gene_names = self._corpus.vocabulary.gene_of_token
 
     def __call__(self, unit: Unit, open_part: Callable[[pa.Schema], PartWriter]) -> None:
         """Do one unit."""
         options = self._options
         columns = [schema.INPUT_IDS, schema.CELL_ID, schema.SOURCE_ROW, *options.obs_columns]
-        table = read_rows(unit.uri, unit.start, unit.stop, columns)
+        table = self._corpus.read(unit.uri, unit.start, unit.stop, columns)
         obs = table.select(options.obs_columns).schema
         per_gene = options.pooling == PER_GENE
         self._schema = schema.embedding_schema(self._encoder.width, obs, per_gene=per_gene)

@@ -9,6 +9,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cellray import schema, storage
+from cellray.data import hf_import
 from cellray.data.anndata_store import open_hdf5
 from cellray.data.corpus import Corpus, read_rows
 from cellray.data.source import open_source
@@ -52,7 +53,7 @@ class Embeddings:
     def table(self) -> pa.Table:
         """Return all rows, in the corpus's order."""
         parts = (p for p in self.manifest.parts if p.rows)
-        return pa.concat_tables(read_rows(storage.join(self.uri, p.path), 0, p.rows) for p in parts)
+        return pa.concat_tables(read_rows(p.uri_in(self.uri), 0, p.rows) for p in parts)
 
     def matrix(self, table: pa.Table) -> NDArray[np.float32]:
         """Return the embeddings of a table of theirs. Shape (rows, hidden)."""
@@ -118,13 +119,13 @@ def write_h5ad(embeddings: Embeddings, uri: str) -> tuple[int, int]:
         np.full((source.cells, embeddings.manifest.width), np.nan, np.float32) for source in corpus.manifest.sources
     ]
     for part in embeddings.manifest.parts:
-        table = read_rows(storage.join(embeddings.uri, part.path), 0, part.rows)
+        table = read_rows(part.uri_in(embeddings.uri), 0, part.rows)
         source = corpus.manifest.parts[part.source].source
         vectors[source][table[schema.SOURCE_ROW].to_numpy()] = embeddings.matrix(table)
     obs = _plain(pd.concat([_obs(source) for source in corpus.manifest.sources]))
     if len(vectors) > 1:
         names = [source.uri for source in corpus.manifest.sources]
-        obs[SOURCE] = pd.Categorical(np.repeat(names, [len(v) for v in vectors]), categories=names)
+        obs[SOURCE] = pd.Categorical(np.repeat(names, [len(v) for v in vectors]), categories=list(dict.fromkeys(names)))
     obsm = np.concatenate(vectors)
     obs[EMBEDDED] = ~np.isnan(obsm[:, 0])
     adata = AnnData(obs=obs, obsm={OBSM_KEY: obsm})
@@ -138,6 +139,8 @@ def write_h5ad(embeddings: Embeddings, uri: str) -> tuple[int, int]:
 def _obs(record: SourceRecord) -> pd.DataFrame:
     """Read the obs table of a source that has not changed since it was tokenized."""
     _require_unchanged(record)
+    if record.format == hf_import.FORMAT:
+        return hf_import.read_obs(record.uri)
     with open_source(record.uri, record.matrix) as source:
         columns = {name: source.obs(name, 0, source.n_cells).to_pandas() for name in source.obs_kinds()}
         index = pd.Index(source.cell_names(0, source.n_cells).to_pandas().astype(str))

@@ -1,0 +1,90 @@
+"""A token corpus as an official Geneformer `.dataset`: a directory that `datasets.load_from_disk` reads.
+
+Columns: `input_ids` and `length` as the official tokenizer writes them (64-bit numbers), the obs columns, and the
+cells' names and total counts. Written as it is read, in constant memory; complete or absent.
+"""
+
+import logging
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow as pa
+from pydantic import Field
+
+from cellray import schema, storage
+from cellray.config import JobConfig
+from cellray.data.corpus import Corpus
+from cellray.data.hf_layout import INFO, STATE, info_json, state_json, with_features
+
+logger = logging.getLogger(__name__)
+
+BATCH = 1000
+"""Rows of a record batch, as `datasets` writes them."""
+_AT_ONCE = 4
+
+
+class ExportConfig(JobConfig):
+    """Write a token corpus as a Hugging Face dataset in the official Geneformer layout."""
+
+    corpus: str = Field(description="token corpus")
+    output: str = Field(description="directory or s3:// URI of the dataset, by custom NAME.dataset")
+    cells_per_file: int = Field(25_000, ge=1, description="cells of a data file, of 16 kB each at most in V1 [cells]")
+
+
+def export_dataset(corpus: Corpus, directory: str, cells_per_file: int = 25_000) -> str:
+    """Write a corpus as a dataset and return its URI; one that was written before is left as it is.
+
+    Raises
+    ------
+    InputError
+        The directory holds something else.
+    """
+    uri = storage.absolute(directory)
+    fingerprint = schema.request_digest(corpus=corpus.manifest.digest, cells_per_file=cells_per_file, format=1)[:16]
+    state = storage.join(uri, STATE)
+    if storage.exists(state) and storage.read_json(state).get("_fingerprint") == fingerprint:
+        logger.info("%s is complete already: nothing to do", uri)
+        return uri
+    starts = range(0, corpus.manifest.rows, cells_per_file)
+    names = [f"data-{i:05d}-of-{len(starts):05d}.arrow" for i in range(len(starts))]
+    columns = dataset_schema(corpus)
+
+    def write(name: str, start: int) -> None:
+        with storage.atomic_file(storage.join(staged, name)) as path, pa.ipc.new_stream(str(path), columns) as writer:
+            for piece in _rows(corpus, start, min(start + cells_per_file, corpus.manifest.rows)):
+                writer.write_table(_official(piece, columns), max_chunksize=BATCH)
+
+    with storage.new_directory(uri) as staged:
+        with ThreadPoolExecutor(_AT_ONCE) as threads:
+            list(threads.map(write, names, starts))
+        description = f"token corpus {corpus.uri}, digest {corpus.manifest.digest}"
+        storage.write_bytes(storage.join(staged, schema.VOCABULARY), corpus.vocabulary.to_json())
+        storage.write_bytes(storage.join(staged, INFO), info_json(columns, description))
+        storage.write_bytes(storage.join(staged, STATE), state_json(names, fingerprint))
+    return uri
+
+
+def dataset_schema(corpus: Corpus) -> pa.Schema:
+    """Return the columns of a corpus as a dataset has them."""
+    fixed = [
+        pa.field(schema.INPUT_IDS, pa.list_(pa.int64())),
+        pa.field(schema.LENGTH, pa.int64()),
+        pa.field(schema.CELL_ID, pa.string()),
+        pa.field(schema.N_COUNTS, pa.float64()),
+    ]
+    obs = [pa.field(name, schema.OBS_TYPES[kind]) for name, kind in corpus.manifest.obs_kinds.items()]
+    return with_features(pa.schema([*fixed, *obs]))
+
+
+def _official(cells: pa.Table, columns: pa.Schema) -> pa.Table:
+    return pa.table([cells[field.name].cast(field.type) for field in columns], schema=columns)
+
+
+def _rows(corpus: Corpus, start: int, stop: int) -> Iterator[pa.Table]:
+    """Yield cells `start .. stop` of a corpus, a piece of a shard at a time."""
+    first = 0
+    for part in corpus.manifest.parts:
+        low, high = max(start - first, 0), min(stop - first, part.rows)
+        for begin in range(low, high, 8 * BATCH):
+            yield corpus.read(corpus.part_uri(part), begin, min(begin + 8 * BATCH, high))
+        first += part.rows
