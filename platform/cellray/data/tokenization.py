@@ -25,6 +25,7 @@ from cellray.data.names import repeated_names
 from cellray.data.parts import PartWriter, Unit, find_part
 from cellray.data.plan import SourcePlan, common_kinds, describe_sources, read_mapping
 from cellray.data.publishing import finished, publish_manifest
+from cellray.data.quality import QualityTable
 from cellray.data.session import ensure_ray, plain_errors
 from cellray.data.source import CountBlock, CountSource, open_source
 from cellray.data.units import run_units
@@ -40,6 +41,7 @@ READ_CELLS = 1024
 
 DROPPED = {
     "dropped_filter_pass": schema.FILTER_PASS,
+    "dropped_quality": "quality control",
     "dropped_no_counts": "no counts",
     "dropped_no_gene": "no gene of the vocabulary",
 }
@@ -62,6 +64,9 @@ class TokenizeConfig(JobConfig):
     n_counts_column: str | None = Field(
         None, description="obs column with each cell's total count; default: the sum over all columns of the matrix"
     )
+    quality: str | None = Field(
+        None, description="directory of jobs.quality_control: its verdicts stand for the obs column filter_pass"
+    )
     input_size: int | None = Field(None, gt=4, description="tokens of a row, default: the vocabulary's [tokens]")
     cells_per_shard: int = Field(8192, ge=1, description="most cells of a source that go into one shard [cells]")
     on_bad_file: Literal["fail", "skip"] = Field(
@@ -81,6 +86,7 @@ class TokenizeOptions:
     n_counts_column: str | None
     input_size: int
     obs_kinds: dict[str, str]
+    quality: QualityTable | None = None
 
 
 @dataclass(frozen=True)
@@ -110,7 +116,8 @@ def prepare(config: TokenizeConfig) -> Job:
     """
     vocabulary = GeneVocabulary.load(config.vocabulary)
     uris = expand_sources(config.source)
-    described = describe_sources(uris, config, vocabulary)
+    quality = QualityTable.open(config.quality) if config.quality else None
+    described = [_judged(found, quality) for found in describe_sources(uris, config, vocabulary)]
     errors = [found for found in described if isinstance(found, InputError)]
     plans = [found for found in described if isinstance(found, SourcePlan)]
     if errors and (config.on_bad_file == "fail" or not plans):
@@ -125,9 +132,20 @@ def prepare(config: TokenizeConfig) -> Job:
         n_counts_column=config.n_counts_column,
         input_size=config.input_size or vocabulary.input_size,
         obs_kinds=common_kinds(plans, config.obs_columns),
+        quality=quality,
     )
     units = plan_units(plans, options, config.cells_per_shard)
     return Job(storage.absolute(config.output), plans, failed, options, units)
+
+
+def _judged(found: SourcePlan | InputError, quality: QualityTable | None) -> SourcePlan | InputError:
+    """Return what was found of a source, or the error that quality control did not see it."""
+    if quality is not None and isinstance(found, SourcePlan):
+        try:
+            quality.require(found.uri, found.stamp.version)
+        except InputError as error:
+            return error
+    return found
 
 
 @plain_errors()
@@ -212,6 +230,7 @@ def plan_units(plans: Sequence[SourcePlan], options: TokenizeOptions, cells_per_
             "n_counts_column": options.n_counts_column,
             "input_size": options.input_size,
             "obs_kinds": list(options.obs_kinds.items()),
+            "quality": None if options.quality is None else options.quality.manifest.digest,
             "format": 1,
         }
         for start in range(0, plan.n_cells, cells_per_shard):
@@ -234,19 +253,25 @@ class TokenizeWorker:
         if storage.stamp(unit.uri).version != unit.version:
             raise InputError(unit.uri, "a source may not change while it is read", "another version", "Run again.")
         mapping = read_mapping(unit.uri, unit.version, options.matrix, options.gene_ids, options.vocabulary)
+        judged = None
+        if options.quality is not None:
+            judged = options.quality.passed(unit.uri, unit.version, unit.start, unit.stop)
         part = open_part(self._schema)
         with open_source(unit.uri, options.matrix) as source:
             for block in source.blocks(unit.start, unit.stop, READ_CELLS):
-                self._encode(source, block, mapping, part)
+                first = block.start - unit.start
+                own = None if judged is None else judged[first : first + block.n_cells]
+                self._encode(source, block, mapping, own, part)
 
     def _encode(
         self,
         source: CountSource,
         block: CountBlock,
         mapping: gene_ids.ColumnMapping,
+        judged: NDArray[np.bool_] | None,
         part: PartWriter,
     ) -> None:
-        """Encode one block, write the kept cells and count the others."""
+        """Encode one block, write the kept cells and count the others; `judged` is what quality control lets pass."""
         totals = check_block(block, source)
         layout = self._options.vocabulary.layout(self._options.input_size)
         start, stop = block.start, block.start + block.n_cells
@@ -258,9 +283,9 @@ class TokenizeWorker:
             block = sum_duplicates(block, genes.token_g, len(self._options.vocabulary))
             genes = gene_ids.vocabulary_genes(self._options.vocabulary)
         cells = encode_rows(block.counts, block.columns, block.indptr, genes, layout)
-        passed = filter_pass(source, start, stop)
+        passed = filter_pass(source, start, stop) if judged is None else judged
         kept = passed & (cells.n_genes > 0)
-        part.counts["dropped_filter_pass"] += int((~passed).sum())
+        part.counts["dropped_filter_pass" if judged is None else "dropped_quality"] += int((~passed).sum())
         empty = passed & (totals.n_counts == 0)
         part.counts["dropped_no_counts"] += int(empty.sum())
         part.counts["dropped_no_gene"] += int((passed & ~kept & ~empty).sum())
