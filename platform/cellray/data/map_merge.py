@@ -11,8 +11,8 @@ from cellray.errors import InputError
 
 U = TypeVar("U")
 
-FAN_IN = 16
-"""Results that one task merges."""
+FAN_IN = 8
+"""Results that one task merges: few enough that those which wait for it do not fill the object store."""
 Reference = Any
 """A Ray object reference."""
 
@@ -60,7 +60,7 @@ def map_units(
             unit, result = running.pop(done)
             try:
                 answer = ray.get(done)
-            except ray.exceptions.WorkerCrashedError:
+            except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError):
                 rule, found = "a file may not crash its reader", "its process died at every attempt"
                 fix = "Leave the damaged file out, or give workers more memory."
                 raise InputError(subject(unit), rule, found, fix) from None
