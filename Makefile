@@ -7,7 +7,7 @@ LABEL ?=
 VOCABULARY ?=
 OUTPUT ?= demo_output$(if $(DATA),_$(basename $(notdir $(DATA))))
 
-.PHONY: setup demo test lint bench lock clean
+.PHONY: setup demo test chaos lint bench lock clean
 
 setup: $(VENV)/.installed
 
@@ -26,6 +26,9 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+chaos: setup
+	$(BIN)/python -m pytest -m chaos -rA
 
 lint: setup
 	$(BIN)/ruff check .

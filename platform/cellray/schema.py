@@ -77,7 +77,18 @@ class Record(BaseModel):
 
 
 class GeneReport(Record):
-    """How the columns of a source became tokens; every column is counted once under one of the last four."""
+    """How the columns of a source became tokens.
+
+    Attributes
+    ----------
+    ids_from
+        Where the gene ids were found.
+    columns
+        Of the matrix; each is counted once as `known`, `summed` (into another column of the same gene),
+        `without_median` or `unknown`.
+    versioned, retired, by_symbol
+        Of the known and summed ones, those told by an id with a version, by an id that is no longer used, by a symbol.
+    """
 
     ids_from: str
     columns: int
@@ -85,6 +96,9 @@ class GeneReport(Record):
     summed: int
     without_median: int
     unknown: int
+    versioned: int = 0
+    retired: int = 0
+    by_symbol: int = 0
 
 
 class PartRecord(Record):
@@ -116,7 +130,19 @@ class PartRecord(Record):
 
 
 class SourceRecord(Record):
-    """One file of counts: which version was read, its genes, and where every cell went."""
+    """One file of counts: which version was read, its genes, and where every cell went.
+
+    Attributes
+    ----------
+    cells, kept, dropped
+        Every cell read is kept or dropped for one reason.
+    stored_zeros
+        Values that are stored although they are 0.
+    duplicate_entries
+        Values that were added to another of the same cell and column.
+    missing
+        Of each obs column that was kept, cells without a value, where there are any.
+    """
 
     uri: str
     format: str
@@ -128,7 +154,24 @@ class SourceRecord(Record):
     dropped: dict[str, int]
     genes: GeneReport
     stored_zeros: int
+    duplicate_entries: int = 0
+    missing: dict[str, int] = {}
     warnings: tuple[str, ...]
+
+
+class RepeatedNames(Record):
+    """Cell names that stand more than once; cells are told apart by source and row.
+
+    Attributes
+    ----------
+    within
+        Cells that bear the name of an earlier cell of the same source.
+    across
+        Names that stand in several sources.
+    """
+
+    within: int
+    across: int
 
 
 class FailedSource(Record):
@@ -201,6 +244,7 @@ class CorpusManifest(Manifest):
     obs_kinds: dict[str, str]
     sources: tuple[SourceRecord, ...]
     failed: tuple[FailedSource, ...] = ()
+    repeated_names: RepeatedNames | None = None
 
 
 class EmbeddingManifest(Manifest):

@@ -160,10 +160,11 @@ def sha256_file(uri: str) -> str:
 
 
 @contextmanager
-def atomic_file(uri: str) -> Iterator[Path]:
+def atomic_file(uri: str, *, durable: bool = True) -> Iterator[Path]:
     """Yield a local path to write to; on leaving without an error its content appears at the URI in one step.
 
-    Local targets are renamed into place after an fsync, others are uploaded as one object.
+    Local targets are renamed into place after an fsync, others are uploaded as one object. Without `durable` the fsync
+    is left out: after a power failure the file may be empty, so its reader must be able to tell.
     """
     fs, path = filesystem(uri)
     if isinstance(fs, LocalFileSystem):
@@ -172,7 +173,8 @@ def atomic_file(uri: str) -> Iterator[Path]:
         temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
         try:
             yield temporary
-            _flush(temporary)
+            if durable:
+                _flush(temporary)
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
@@ -183,9 +185,9 @@ def atomic_file(uri: str) -> Iterator[Path]:
         fs.put_file(str(temporary), path)
 
 
-def write_bytes(uri: str, data: bytes) -> None:
-    """Write a file atomically, replacing what was there."""
-    with atomic_file(uri) as path:
+def write_bytes(uri: str, data: bytes, *, durable: bool = True) -> None:
+    """Write a file atomically, replacing what was there; see `atomic_file`."""
+    with atomic_file(uri, durable=durable) as path:
         path.write_bytes(data)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import anndata
 import h5py
+import hdf5plugin
 import numpy as np
 import pandas as pd
 import pytest
@@ -49,6 +50,17 @@ def h5ad(x: object, **options: object) -> Callable[[Path], Path]:
         return folder / "cells.h5ad"
 
     return write
+
+
+def blosc(folder: Path) -> Path:
+    """Compress the matrix alone: the filter crashes on text."""
+    path = h5ad(COUNTS)(folder)
+    with h5py.File(path, "r+") as file:
+        for name in ("data", "indices", "indptr"):
+            values = file["X"][name][:]
+            del file["X"][name]
+            file["X"].create_dataset(name, data=values, **hdf5plugin.Blosc(cname="zstd"))
+    return path
 
 
 def zarr(x: object, version: int, *, shards: bool = False) -> Callable[[Path], Path]:
@@ -102,6 +114,8 @@ WRITERS = {
     "h5ad csr": h5ad(COUNTS),
     "h5ad csr gzip": h5ad(COUNTS, compression="gzip"),
     "h5ad csr lzf": h5ad(COUNTS, compression="lzf"),
+    "h5ad csr blosc": blosc,
+    "h5ad csr zstd": h5ad(COUNTS, **hdf5plugin.Zstd()),
     "h5ad csc": h5ad(COUNTS.tocsc()),
     "h5ad dense": h5ad(COUNTS.toarray()),
     "zarr v2 csr": zarr(COUNTS, 2),
@@ -172,3 +186,12 @@ def test_folders_globs_and_lists_name_files(tmp_path: Path) -> None:
         expand_sources([str(tmp_path / "a"), in_a[0]])
     with pytest.raises(InputError, match="there must be files ending in"):
         expand_sources([str(tmp_path / "a" / "*.csv")])
+
+
+@pytest.mark.parametrize("name", ["barcodes.tsv.gz", "features.tsv.gz", "matrix.mtx.gz"])
+def test_a_cut_text_matrix_is_refused(tmp_path: Path, name: str) -> None:
+    path = tenx_mtx(tmp_path)
+    whole = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r"matrix\.mtx\.gz: the .* must be (readable|whole)"):
+        open_source(str(path))

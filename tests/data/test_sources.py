@@ -195,7 +195,7 @@ def _no_obs(path: Path) -> None:
         (_bad_indptr, "the pointers of X must rise"),
         (_no_obs, "holds obs and var"),
         (_short_obs, "obs must have a row for each cell; found 49 for 50"),
-        (_huge_indptr, "must have one pointer more than"),
+        (_huge_indptr, "may not claim much more than its file holds"),
         (_text_counts, "cells 0-50 must be readable; found values of type"),
         (_no_index, "must be a whole AnnData file"),
         (Path.unlink, "must exist and be readable; found no such file"),

@@ -5,8 +5,9 @@ same in HDF5 and in Zarr, and nothing of genes.
 """
 
 import re
+import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Self
 
 import h5py
@@ -17,15 +18,16 @@ from anndata._io.specs.registry import IORegistryError
 from anndata.io import read_elem
 
 from cellray import storage
+from cellray.data import gate
 from cellray.data.matrices import CscRows, CsrRows, DenseRows, MatrixRows
 from cellray.data.source import CountBlock
 from cellray.errors import InputError, listing
 
 KIND_OF_DTYPE = {"b": "flag", "i": "integer", "u": "integer", "f": "real"}
 FIX = "Write the file again with anndata, or copy it again if a transfer was cut off."
-_BROKEN = (
+BROKEN = (
     *(KeyError, OSError, ValueError, TypeError, IndexError, AttributeError, OverflowError, RuntimeError, MemoryError),
-    *(pa.ArrowException, IORegistryError),
+    *(EOFError, zlib.error, pa.ArrowException, IORegistryError),
 )
 """What reading a damaged or unknown file has been seen to raise, in h5py, zarr, anndata and pyarrow."""
 
@@ -60,7 +62,7 @@ class AnnDataSource:
         except InputError:
             close()
             raise
-        except _BROKEN as error:
+        except BROKEN as error:
             close()
             raise InputError(uri, "the file must be a whole AnnData file", first_line(error), FIX) from None
 
@@ -72,8 +74,9 @@ class AnnDataSource:
 
     def matrices(self) -> list[str]:
         """Names of the matrices the file holds."""
-        layers = [f"layers/{name}" for name in self._root["layers"]] if "layers" in self._root else []
-        return [name for name in ("X", "raw") if name in self._root] + layers
+        with self._readable("the list of layers"):
+            layers = [f"layers/{name}" for name in self._root["layers"]] if "layers" in self._root else []
+            return [name for name in ("X", "raw") if name in self._root] + layers
 
     def var(self) -> pd.DataFrame:
         """Return the table of the matrix's columns."""
@@ -87,8 +90,9 @@ class AnnDataSource:
 
     def obs_kinds(self) -> dict[str, str]:
         """Name and kind of each obs column, in the file's order."""
-        obs = self._root["obs"]
-        return {str(name): _kind(obs[str(name)]) for name in obs.attrs.get("column-order", ())}
+        with self._readable("obs"):
+            obs = self._root["obs"]
+            return {str(name): _kind(obs[str(name)]) for name in obs.attrs.get("column-order", ())}
 
     def cell_names(self, start: int, stop: int) -> pa.Array:
         """Return the obs index as strings."""
@@ -121,15 +125,8 @@ class AnnDataSource:
         with self._readable(f"cells {start}-{stop}"):
             yield from self._rows.blocks(start, stop, cells)
 
-    @contextmanager
-    def _readable(self, what: str) -> Iterator[None]:
-        """Turn whatever a damaged file makes its readers raise into one clear error."""
-        try:
-            yield
-        except InputError:
-            raise
-        except _BROKEN as error:
-            raise InputError(self.uri, f"{what} must be readable", first_line(error), FIX) from None
+    def _readable(self, what: str) -> AbstractContextManager[None]:
+        return readable(self.uri, what)
 
     def _open_matrix(self) -> MatrixRows:
         """Return a reader of the wanted matrix."""
@@ -175,6 +172,17 @@ class AnnDataSource:
             raise InputError(self.uri, "obs must have a row for each cell", f"{rows} for {self.n_cells}", FIX)
 
 
+@contextmanager
+def readable(uri: str, what: str) -> Iterator[None]:
+    """Turn whatever a damaged file makes its readers raise into one clear error."""
+    try:
+        yield
+    except InputError:
+        raise
+    except BROKEN as error:
+        raise InputError(uri, f"{what} must be readable", first_line(error), FIX) from None
+
+
 def open_h5ad(uri: str, matrix: str) -> AnnDataSource:
     """Open an `.h5ad` file; remote ones are read by range requests."""
     file, close = open_hdf5(uri)
@@ -188,14 +196,20 @@ def open_zarr(uri: str, matrix: str) -> AnnDataSource:
     try:
         store = uri if storage.is_local(uri) else zarr.storage.FsspecStore.from_url(uri, read_only=True)
         root = zarr.open_group(store, mode="r")
-    except (OSError, ValueError, KeyError) as error:
+        gate.check_zarr(uri, storage.stamp(uri).version, root)
+    except InputError:
+        raise
+    except BROKEN as error:
         raise InputError(uri, "the folder must be a whole Zarr group", first_line(error), FIX) from None
     return AnnDataSource(uri, matrix, root, lambda: None)
 
 
 def open_hdf5(uri: str) -> tuple[h5py.File, Callable[[], None]]:
-    """Open an HDF5 file for reading; returns it and what closes it."""
-    if storage.stamp(uri).size == 0:
+    """Open an HDF5 file for reading, if it passes the gate; returns it and what closes it."""
+    import hdf5plugin  # noqa: F401  # makes the blosc, zstd, lz4 and bitshuffle filters known to HDF5
+
+    stamp = storage.stamp(uri)
+    if stamp.size == 0:
         raise InputError(uri, "the file must hold data", "an empty file", FIX)
     _, path = storage.filesystem(uri)
     stream = None if storage.is_local(uri) else storage.open_scattered(uri)
@@ -211,6 +225,14 @@ def open_hdf5(uri: str) -> tuple[h5py.File, Callable[[], None]]:
         if stream is not None:
             stream.close()
 
+    try:
+        gate.check_hdf5(uri, stamp.version, file)
+    except InputError:
+        close()
+        raise
+    except BROKEN as error:
+        close()
+        raise InputError(uri, "the file must be a whole HDF5 file", first_line(error), FIX) from None
     return file, close
 
 

@@ -108,6 +108,12 @@ def _scan(counts, columns, indptr):  # type: ignore[no-untyped-def]  # noqa: ANN
     return totals, zeros, canonical, not_finite, negative, fractional, example
 
 
+def duplicate_entries(block: CountBlock) -> int:
+    """Return how many values share their row and column with an earlier one."""
+    row = np.repeat(np.arange(block.n_cells, dtype=np.int64), np.diff(block.indptr))
+    return len(row) - len(np.unique(row * block.n_columns + block.columns))
+
+
 def sum_duplicates(block: CountBlock, target_of_column: NDArray[np.int32], n_targets: int) -> CountBlock:
     """Map columns to targets (below zero: leave out), sum what falls together and sort each row.
 

@@ -1,6 +1,7 @@
 """From the columns of a file to the genes of a vocabulary, and the report of what became of each column."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -96,13 +97,13 @@ def map_columns(names: Sequence[str], ids_from: str, vocabulary: GeneVocabulary,
     """
     token_g = np.full(len(names), UNKNOWN_GENE, np.int32)
     without_median = 0
+    told = Counter[str]()
     for column, name in enumerate(names):
-        gene = normalise_gene_id(name)
-        gene = vocabulary.retired_ids.get(gene, gene)
-        if gene not in vocabulary.genes:
-            gene = vocabulary.symbols.get(gene, gene)
+        plain = name in vocabulary.medians and name not in vocabulary.retired_ids  # most are: no need to look closer
+        gene, how = (name, "") if plain else _known_name(name, vocabulary)
         if gene in vocabulary.medians:
             token_g[column] = vocabulary.genes[gene]
+            told[how] += 1
         else:
             without_median += gene in vocabulary.genes
     found = token_g[token_g != UNKNOWN_GENE]
@@ -118,8 +119,22 @@ def map_columns(names: Sequence[str], ids_from: str, vocabulary: GeneVocabulary,
         summed=len(found) - known,
         without_median=without_median,
         unknown=len(names) - len(found) - without_median,
+        versioned=told["versioned"],
+        retired=told["retired"],
+        by_symbol=told["by_symbol"],
     )
     return ColumnMapping(ColumnGenes(token_g, vocabulary.median_of_token[token_g]), known < len(found), report)
+
+
+def _known_name(name: str, vocabulary: GeneVocabulary) -> tuple[str, str]:
+    """Return the vocabulary's name of a gene, or the name itself, and the counter of `GeneReport` it falls under."""
+    gene = normalise_gene_id(name)
+    how = "versioned" if len(gene) < len(name.strip()) else ""
+    if gene in vocabulary.retired_ids:
+        gene, how = vocabulary.retired_ids[gene], "retired"
+    if gene not in vocabulary.genes and gene in vocabulary.symbols:
+        gene, how = vocabulary.symbols[gene], "by_symbol"
+    return gene, how
 
 
 def vocabulary_genes(vocabulary: GeneVocabulary) -> ColumnGenes:

@@ -10,7 +10,7 @@ import h5py
 import pandas as pd
 import pyarrow as pa
 
-from cellray.data.anndata_store import FIX, KIND_OF_DTYPE, first_line, open_hdf5
+from cellray.data.anndata_store import BROKEN, FIX, KIND_OF_DTYPE, first_line, open_hdf5, readable
 from cellray.data.matrices import DenseRows
 from cellray.data.source import CountBlock
 from cellray.errors import InputError, listing
@@ -37,7 +37,7 @@ class LoomSource:
         except InputError:
             close()
             raise
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
+        except BROKEN as error:
             close()
             raise InputError(uri, "the file must be a whole loom file", first_line(error), FIX) from None
 
@@ -53,6 +53,10 @@ class LoomSource:
 
     def var(self) -> pd.DataFrame:
         """Return the row attributes, indexed by the genes' names; `Accession` becomes `ensembl_id`."""
+        with readable(self.uri, "row_attrs"):
+            return self._var()
+
+    def _var(self) -> pd.DataFrame:
         attributes = self._file["row_attrs"]
         columns = {
             name: _values(attributes[name], 0, self.n_columns) for name in attributes if attributes[name].ndim == 1
@@ -65,27 +69,30 @@ class LoomSource:
 
     def obs_kinds(self) -> dict[str, str]:
         """Name and kind of each column attribute that has one value a cell."""
-        attributes = self._file["col_attrs"]
-        return {n: KIND_OF_DTYPE.get(attributes[n].dtype.kind, "text") for n in attributes if attributes[n].ndim == 1}
+        with readable(self.uri, "col_attrs"):
+            attributes = self._file["col_attrs"]
+            return {
+                n: KIND_OF_DTYPE.get(attributes[n].dtype.kind, "text") for n in attributes if attributes[n].ndim == 1
+            }
 
     def cell_names(self, start: int, stop: int) -> pa.Array:
         """Return the cells' names, or their numbers where there are none."""
-        attributes = self._file["col_attrs"]
-        name = next((name for name in _CELL_NAMES if name in attributes), None)
-        if name is None:
-            return pa.array([str(i) for i in range(start, stop)], pa.string())
-        return _values(attributes[name], start, stop).cast(pa.string())
+        with readable(self.uri, "the cells' names"):
+            attributes = self._file["col_attrs"]
+            name = next((name for name in _CELL_NAMES if name in attributes), None)
+            if name is None:
+                return pa.array([str(i) for i in range(start, stop)], pa.string())
+            return _values(attributes[name], start, stop).cast(pa.string())
 
     def obs(self, column: str, start: int, stop: int) -> pa.Array:
         """Return a column attribute of a range of cells."""
-        return _values(self._file["col_attrs"][column], start, stop)
+        with readable(self.uri, f"column attribute {column!r}"):
+            return _values(self._file["col_attrs"][column], start, stop)
 
     def blocks(self, start: int, stop: int, cells: int) -> Iterator[CountBlock]:
         """Yield cells, at most `cells` at a time."""
-        try:
+        with readable(self.uri, f"cells {start}-{stop}"):
             yield from self._rows.blocks(start, stop, cells)
-        except (OSError, ValueError) as error:
-            raise InputError(self.uri, f"cells {start}-{stop} must be readable", first_line(error), FIX) from None
 
 
 def open_loom(uri: str, matrix: str) -> LoomSource:

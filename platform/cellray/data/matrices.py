@@ -10,10 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from cellray.data.hdf5_chunks import fast_array
 from cellray.data.source import CountBlock
 
 SCAN_VALUES = 4_000_000
 """Stored values held at a time while a matrix that is not stored by cell is scanned (48 MB at most)."""
+
+
+BLOCK_VALUES = 8_000_000
+"""Most stored values of a block of several cells (96 MB)."""
 
 
 class MatrixRows(Protocol):
@@ -30,15 +35,20 @@ class CsrRows:
     """A CSR matrix: the cells' values lie together."""
 
     def __init__(self, data: Any, indices: Any, indptr: NDArray[np.int64], shape: tuple[int, int]) -> None:  # noqa: ANN401
-        self.shape, self._data, self._indices, self._indptr = shape, data, indices, indptr
+        self.shape, self._indptr = shape, indptr
+        self._data, self._indices = fast_array(data), fast_array(indices)
 
     def blocks(self, start: int, stop: int, cells: int) -> Iterator[CountBlock]:
         """Yield cells, reading only what they hold."""
-        for first in range(start, stop, cells):
-            last = min(first + cells, stop)
-            a, b = int(self._indptr[first]), int(self._indptr[last])
+        first = start
+        while first < stop:
+            a = int(self._indptr[first])
+            fitting = int(np.searchsorted(self._indptr, a + BLOCK_VALUES, side="right")) - 1
+            last = min(first + cells, stop, max(first + 1, fitting))
+            b = int(self._indptr[last])
             indptr = self._indptr[first : last + 1] - a
             yield CountBlock(native(self._data[a:b]), native(self._indices[a:b]), indptr, self.shape[1], first)
+            first = last
 
 
 class CscRows:
@@ -48,7 +58,8 @@ class CscRows:
     """
 
     def __init__(self, data: Any, indices: Any, indptr: NDArray[np.int64], shape: tuple[int, int]) -> None:  # noqa: ANN401
-        self.shape, self._data, self._indices, self._indptr = shape, data, indices, indptr
+        self.shape, self._indptr = shape, indptr
+        self._data, self._indices = fast_array(data), fast_array(indices)
 
     def blocks(self, start: int, stop: int, cells: int) -> Iterator[CountBlock]:
         """Scan the columns once for the whole range, then yield it in pieces."""

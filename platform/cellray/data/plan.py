@@ -6,12 +6,13 @@ them at once.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Protocol
 
 from cellray import schema, storage
 from cellray.data import gene_ids
 from cellray.data.checks import check_block
+from cellray.data.guarded import call_guarded
 from cellray.data.session import ensure_ray
 from cellray.data.source import format_of, open_source, require_obs
 from cellray.data.suspicions import suspicions
@@ -21,6 +22,9 @@ from cellray.vocabulary import GeneVocabulary
 
 FIRST_CELLS = 1024
 """Cells whose counts are checked before anything is written."""
+
+
+_OPEN_LIMIT_S = 600.0
 
 
 class ReadOptions(Protocol):
@@ -55,23 +59,21 @@ class SourcePlan:
 def describe_sources(
     uris: Sequence[str], options: ReadOptions, vocabulary: GeneVocabulary
 ) -> list[SourcePlan | InputError]:
-    """Describe all sources, a Ray task each, in their order; a bad one gives its error."""
-    if len(uris) == 1:  # a single file is looked at here and now: its user need not wait for Ray to learn of a slip
-        return [_describe_or_error(uris[0], options, vocabulary)]
-    import ray
-
+    """Describe all sources, a guarded Ray task each, in their order; a bad one gives its error."""
+    if len(uris) == 1:  # the slip of a user with one file need not wait for Ray
+        try:
+            format_of(uris[0])
+            storage.stamp(uris[0])
+        except InputError as error:
+            return [error]
     ensure_ray()
+    describe = partial(_describe, options=options, vocabulary=vocabulary)
+    found = dict(call_guarded(describe, uris, subject=str, time_limit_s=_OPEN_LIMIT_S))
+    return [found[uri] for uri in uris]
 
-    describe, shared = ray.remote(_describe_or_error), ray.put(vocabulary)
-    found: list[SourcePlan | InputError] = ray.get([describe.remote(uri, options, shared) for uri in uris])
-    return found
 
-
-def _describe_or_error(uri: str, options: ReadOptions, vocabulary: GeneVocabulary) -> SourcePlan | InputError:
-    try:
-        return describe_source(uri, options, vocabulary)
-    except InputError as error:
-        return error
+def _describe(uri: str, options: ReadOptions, vocabulary: GeneVocabulary) -> SourcePlan:
+    return describe_source(uri, options, vocabulary)
 
 
 def describe_source(uri: str, options: ReadOptions, vocabulary: GeneVocabulary) -> SourcePlan:

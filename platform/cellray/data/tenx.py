@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 
 from cellray import storage
-from cellray.data.anndata_store import FIX, first_line, open_hdf5
+from cellray.data.anndata_store import BROKEN, FIX, first_line, open_hdf5, readable
 from cellray.data.matrices import CsrRows
 from cellray.data.source import CountBlock
 from cellray.errors import InputError, listing
@@ -71,10 +71,8 @@ class TenxSource:
 
     def blocks(self, start: int, stop: int, cells: int) -> Iterator[CountBlock]:
         """Yield cells, at most `cells` at a time."""
-        try:
+        with readable(self.uri, f"cells {start}-{stop}"):
             yield from self._rows.blocks(start, stop, cells)
-        except (OSError, ValueError) as error:
-            raise InputError(self.uri, f"cells {start}-{stop} must be readable", first_line(error), FIX) from None
 
 
 def open_tenx_h5(uri: str, matrix: str) -> TenxSource:
@@ -88,7 +86,10 @@ def open_tenx_h5(uri: str, matrix: str) -> TenxSource:
         features = group["features"]
         ids, names, kinds = (_text(features[name]) for name in ("id", "name", "feature_type"))
         return TenxSource(uri, rows, _features(ids, names, kinds), _text(group["barcodes"]), close)
-    except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
+    except InputError:
+        close()
+        raise
+    except BROKEN as error:
         close()
         raise InputError(
             uri, "it must be a feature-barcode matrix of Cell Ranger 3 or later", first_line(error), FIX
@@ -102,11 +103,13 @@ def open_tenx_mtx(uri: str, matrix: str) -> TenxSource:
     """
     _only_x(uri, matrix)
     folder = uri.rsplit("/", 1)[0]
-    barcodes = [line[0] for line in _table(folder, _FILES["barcodes"])]
-    features = _table(folder, _FEATURES)
-    kinds = [line[2] if len(line) > 2 else EXPRESSION for line in features]
-    var = _features([line[0] for line in features], [line[1] if len(line) > 1 else line[0] for line in features], kinds)
-    return TenxSource(uri, _parse(uri), var, barcodes, lambda: None)
+    with readable(uri, "the folder's tables and matrix"):
+        barcodes = [line[0] for line in _table(folder, _FILES["barcodes"])]
+        features = _table(folder, _FEATURES)
+        kinds = [line[2] if len(line) > 2 else EXPRESSION for line in features]
+        names = [line[1] if len(line) > 1 else line[0] for line in features]
+        var = _features([line[0] for line in features], names, kinds)
+        return TenxSource(uri, _parse(uri), var, barcodes, lambda: None)
 
 
 def _parse(uri: str) -> CsrRows:

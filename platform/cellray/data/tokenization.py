@@ -19,8 +19,9 @@ from cellray import schema, storage
 from cellray.config import JobConfig
 from cellray.data import gene_ids
 from cellray.data.cells import filter_pass, total_counts
-from cellray.data.checks import check_block, sum_duplicates
+from cellray.data.checks import check_block, duplicate_entries, sum_duplicates
 from cellray.data.locate import expand_sources
+from cellray.data.names import repeated_names
 from cellray.data.parts import PartWriter, Unit, find_part
 from cellray.data.plan import SourcePlan, common_kinds, describe_sources, read_mapping
 from cellray.data.publishing import finished, publish_manifest
@@ -193,6 +194,7 @@ def _manifest(job: Job, parts: Sequence[PartRecord], broken: Mapping[int, InputE
         obs_kinds=options.obs_kinds,
         sources=tuple(_account(new, job.plans[old], kept, options.matrix) for new, old in enumerate(sound)),
         failed=tuple(failed),
+        repeated_names=repeated_names(job.output, kept),
     )
 
 
@@ -250,6 +252,8 @@ class TokenizeWorker:
         start, stop = block.start, block.start + block.n_cells
         n_counts = total_counts(source, self._options.n_counts_column, start, stop, totals.n_counts)
         genes = mapping.genes
+        if not totals.canonical:
+            part.counts["duplicate_entries"] += duplicate_entries(block)
         if mapping.repeated or not totals.canonical:
             block = sum_duplicates(block, genes.token_g, len(self._options.vocabulary))
             genes = gene_ids.vocabulary_genes(self._options.vocabulary)
@@ -264,7 +268,10 @@ class TokenizeWorker:
         part.counts["truncated"] += int((kept & (cells.n_genes > layout.max_genes)).sum())
         part.counts["tokens"] += int(np.diff(cells.offsets)[kept].sum())
         table = self._table(source, start, stop, n_counts, cells)
-        part.write(table if kept.all() else table.filter(pa.array(kept)))
+        table = table if kept.all() else table.filter(pa.array(kept))
+        for name in self._options.obs_kinds:
+            part.counts[f"missing:{name}"] += table[name].null_count
+        part.write(table)
 
     def _table(
         self, source: CountSource, start: int, stop: int, n_counts: NDArray[np.float64], cells: EncodedCells
@@ -286,7 +293,8 @@ def _account(index: int, plan: SourcePlan, parts: Sequence[PartRecord], matrix: 
     """Sum a source's parts; every cell is kept or dropped for a reason."""
     own = [part for part in parts if part.source == index]
     kept = sum(part.rows for part in own)
-    dropped = {reason: sum(part.counts[counter] for part in own) for counter, reason in DROPPED.items()}
+    totals = sum((Counter(part.counts) for part in own), Counter())
+    dropped = {reason: totals[counter] for counter, reason in DROPPED.items()}
     assert kept + sum(dropped.values()) == plan.n_cells, f"{plan.uri}: cells lost"
     return SourceRecord(
         uri=plan.uri,
@@ -298,6 +306,8 @@ def _account(index: int, plan: SourcePlan, parts: Sequence[PartRecord], matrix: 
         kept=kept,
         dropped=dropped,
         genes=plan.genes,
-        stored_zeros=sum(part.counts["stored_zeros"] for part in own),
+        stored_zeros=totals["stored_zeros"],
+        duplicate_entries=totals["duplicate_entries"],
+        missing={name.removeprefix("missing:"): n for name, n in totals.items() if n and name.startswith("missing:")},
         warnings=plan.warnings,
     )
