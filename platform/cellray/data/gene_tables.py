@@ -98,7 +98,7 @@ def _symbols(table: pd.DataFrame) -> dict[str, str]:
     if name is None:
         return {}
     pairs = pd.DataFrame({"symbol": table[name].str.strip(), "gene": table.index}).drop_duplicates()
-    pairs = pairs[(pairs["symbol"] != "") & (pairs["symbol"] != pairs["gene"])]
+    pairs = pairs[(pairs["symbol"] != "") & ~pairs["symbol"].isin(table.index)]  # an id is no symbol
     pairs = pairs.drop_duplicates("symbol", keep=False).sort_values("symbol")
     return dict(zip(pairs["symbol"], pairs["gene"], strict=True))
 
