@@ -40,6 +40,7 @@ bench: setup
 	$(BIN)/python -m tests.benchmarks.encoding
 	$(BIN)/python -m tests.benchmarks.tokenization
 	$(BIN)/python -m tests.benchmarks.scale
+	$(BIN)/python -m tests.benchmarks.vocabulary
 	$(BIN)/python -m tests.benchmarks.embedding
 	$(BIN)/python -m tests.benchmarks.import_time
 

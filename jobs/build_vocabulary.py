@@ -5,7 +5,7 @@ from pathlib import Path
 from pydantic import Field, model_validator
 
 from cellray import storage
-from cellray.data.medians import MedianConfig, build_vocabulary
+from cellray.data.medians import MedianConfig, build_vocabulary, describe_origin
 from cellray.errors import InputError
 from cellray.vocabulary import import_official
 from jobs._run import run_job
@@ -23,7 +23,7 @@ class BuildVocabularyConfig(MedianConfig):
     def _one_origin(self) -> "BuildVocabularyConfig":
         if bool(self.source) == bool(self.from_geneformer):
             raise ValueError("give either --source or --from-geneformer")
-        useless = self.model_fields_set & {"matrix", "gene_ids", "n_counts_column", "generation"}
+        useless = self.model_fields_set & (set(MedianConfig.model_fields) - {"source", "input_size"})
         useless = {name for name in useless if getattr(self, name) != type(self).model_fields[name].default}
         if self.from_geneformer and useless:
             raise ValueError(f"{', '.join(sorted(useless))}: no meaning with --from-geneformer")
@@ -40,10 +40,11 @@ def main(config: BuildVocabularyConfig) -> str:
     if storage.exists(output) and storage.read_bytes(output) != vocabulary.to_json():
         raise InputError(output, "the output must be new", "a file of other content", "Choose another --output.")
     vocabulary.save(output)
-    return (
+    made = (
         f"wrote {config.output}: {len(vocabulary.genes):,} genes ({len(vocabulary.medians):,} with a median), "
         f"ids: {vocabulary.id_type}, input size {vocabulary.input_size:,}, digest {vocabulary.digest[:12]}"
     )
+    return "\n".join(filter(None, [made, describe_origin(vocabulary)]))
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def main(config: DemoConfig) -> str:
     source, label, totals = _data(config)
     vocabulary = config.vocabulary or str(out / "vocabulary.json")
     if config.vocabulary is None:
-        build_vocabulary(MedianConfig(source=(source,), n_counts_column=totals)).save(vocabulary)
+        build_vocabulary(MedianConfig(source=(source,), n_counts_column=totals, exact=True)).save(vocabulary)
     corpus = str(out / "corpus")
     tokenize = TokenizeConfig(
         source=(source,),

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,14 @@ def test_the_file_gives_back_the_same_vocabulary(vocabulary: GeneVocabulary, tmp
     vocabulary.save(path)
     assert GeneVocabulary.load(path) == vocabulary
     assert GeneVocabulary.load(path).to_json() == vocabulary.to_json()
+
+
+def test_where_medians_come_from_is_kept_and_changes_no_digest(vocabulary: GeneVocabulary, tmp_path: Path) -> None:
+    told = replace(vocabulary, origin={"method": "exact", "cells": 7})
+    assert told.full_digest == vocabulary.full_digest
+    assert b"origin" not in vocabulary.to_json()
+    told.save(str(tmp_path / "v.json"))
+    assert GeneVocabulary.load(str(tmp_path / "v.json")).origin == {"method": "exact", "cells": 7}
 
 
 def test_a_changed_file_is_refused(vocabulary: GeneVocabulary, tmp_path: Path) -> None:

@@ -65,6 +65,8 @@ class GeneVocabulary:
         Gene symbol to gene id; empty if unknown.
     retired_ids
         Earlier gene id to the current one; empty if unknown.
+    origin
+        How the medians were measured, from how many cells; empty if unknown. No part of any digest.
     """
 
     special_tokens: Mapping[str, int]
@@ -74,6 +76,7 @@ class GeneVocabulary:
     id_type: IdType = "ensembl"
     symbols: Mapping[str, str] = field(default_factory=dict)
     retired_ids: Mapping[str, str] = field(default_factory=dict)
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         ids = [*self.special_tokens.values(), *self.genes.values()]
@@ -144,6 +147,7 @@ class GeneVocabulary:
             "medians": dict(self.medians),
             "symbols": dict(self.symbols),
             "retired_ids": dict(self.retired_ids),
+            **({"origin": dict(self.origin)} if self.origin else {}),
         }
         return json.dumps(value, indent=0, allow_nan=False).encode() + b"\n"
 

@@ -66,8 +66,15 @@ def test_a_vocabulary_from_counts_says_what_it_wrote(
         output,
     )
     assert status == 0
-    assert capsys.readouterr().out.startswith(
-        f"wrote {output}: 40 genes (40 with a median), ids: ensembl, input size 2,048"
+    made, medians, cells, columns = capsys.readouterr().out.splitlines()
+    assert made.startswith(f"wrote {output}: 40 genes (40 with a median), ids: ensembl, input size 2,048")
+    assert medians == (
+        "medians: ddsketch, error at most 0.25%; files: 1, cells: 50, nonzero values: 768, "
+        "genes seen in fewer than 10 cells: 1"
+    )
+    assert (cells, columns) == (
+        "cells left out: none",
+        "columns left out, over all files: none; retired ids replaced: 0",
     )
     assert len(GeneVocabulary.load(output).genes) == 40
 
@@ -98,6 +105,12 @@ def test_options_that_belong_together(capsys: pytest.CaptureFixture[str]) -> Non
     config = build_vocabulary.BuildVocabularyConfig
     assert run("build_vocabulary", config, build_vocabulary.main, "--output", "v") == 2
     assert "give either --source or --from-geneformer" in capsys.readouterr().err
+    for more, message in (
+        (("--from-geneformer", "d", "--exact"), "exact: no meaning with --from-geneformer"),
+        (("--source", "a.h5ad", "--gene-types", "miRNA"), "--gene-types needs --gene-table"),
+    ):
+        assert run("build_vocabulary", config, build_vocabulary.main, "--output", "v", *more) == 2
+        assert message in capsys.readouterr().err
     argv = ("--corpus", "c", "--model", "m", "--output", "o")
     for more, message in (
         (("--umap", "u.png"), "--umap and --label go together"),

@@ -1,34 +1,28 @@
-"""Nonzero medians of a corpus of counts: the one corpus-wide statistic that rank value encoding needs.
+"""From files of counts to a gene vocabulary: nonzero medians, the one corpus-wide statistic of rank value encoding.
 
-Exact: every nonzero value is held in memory, 28 bytes each at the peak, so there is a limit to the size of the corpus.
+By a sketch (see `cellray.data.gene_sketch`) for any number of cells, or exactly for as many values as fit in memory.
+Sources are opened, cut into units, mapped on Ray; what each unit found is merged.
 """
 
-import logging
-from collections.abc import Iterator
-from typing import Literal
+from collections import Counter
+from dataclasses import replace
+from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
-from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cellray.config import JobConfig
-from cellray.data import gene_ids
-from cellray.data.cells import filter_pass, total_counts
-from cellray.data.checks import check_block, sum_duplicates
+from cellray.data.gene_sketch import ACCURACY
+from cellray.data.gene_tables import GeneTables, read_gene_tables
 from cellray.data.locate import expand_sources
+from cellray.data.measure import MAX_VALUES, Measured, exact, sketched
+from cellray.data.median_sources import Plan, ReadOptions, counted, open_sources
 from cellray.data.session import ensure_ray, plain_errors
-from cellray.data.source import CountSource, open_source, require_obs
-from cellray.errors import InputError
-from cellray.vocabulary import GeneVocabulary, IdType
+from cellray.errors import InputError, listing
+from cellray.vocabulary import GeneVocabulary
 
-logger = logging.getLogger(__name__)
-
-MAX_VALUES = 150_000_000
-"""Most nonzero values held at once (about 4 GB while they are sorted)."""
-TARGET_SUM = 10_000.0
-"""Total to which each cell's counts are scaled."""
-_READ_CELLS = 4096
+FEW_CELLS = 10
+"""A median of fewer cells than this says little; such genes are counted in the report."""
 
 
 class MedianConfig(JobConfig):
@@ -48,6 +42,29 @@ class MedianConfig(JobConfig):
         "v1", description="special tokens and input size: v1 (<pad>, <mask>; 2,048) or v2 (and <cls>, <eos>; 4,096)"
     )
     input_size: int | None = Field(None, gt=4, description="tokens of a row, default: the generation's [tokens]")
+    gene_table: str | None = Field(
+        None,
+        description="table (.csv, .tsv, .parquet) of the genes to keep, with a column of gene ids and, if it has them, "
+        "of gene types and symbols, as BioMart exports it; default: all genes",
+    )
+    gene_types: tuple[str, ...] = Field(
+        (), description="types of the gene table to keep, comma-separated, as protein_coding,miRNA; default: all"
+    )
+    retired_ids: str | None = Field(
+        None, description="table (.csv, .tsv, .parquet, .json, Geneformer's .pkl) of old and new gene ids"
+    )
+    exact: bool = Field(
+        False,
+        description=f"hold all values (at most {MAX_VALUES:,}) and take exact medians, in place of a sketch whose "
+        f"error is at most {ACCURACY:.2%}",
+    )
+    workers: int | None = Field(None, ge=1, description="most tasks at the same time, default: what the cluster has")
+
+    @model_validator(mode="after")
+    def _types_need_a_table(self) -> "MedianConfig":
+        if self.gene_types and self.gene_table is None:
+            raise ValueError("--gene-types needs --gene-table")
+        return self
 
 
 @plain_errors()
@@ -55,104 +72,64 @@ def build_vocabulary(config: MedianConfig) -> GeneVocabulary:
     """Measure the nonzero median of every gene over all sources and give each a token.
 
     The median of x / n_counts * 10,000 over the cells with x > 0 (Theodoris et al. 2023, Methods); columns of one gene
-    are summed first; genes never seen get no token. Cells with `filter_pass` other than 1 are left out.
+    are summed first; genes never seen get no token. Cells with `filter_pass` other than 1 are left out. The result is
+    the same for any number of workers. What was read and left out stands in the vocabulary's `origin`.
 
     Raises
     ------
     InputError
-        A source breaks a rule, the sources use different kinds of gene ids, or there are more values than fit.
+        A source or table breaks a rule, the sources use different kinds of gene ids, no gene is left, or there are more
+        values than `exact` can hold.
     """
-    ensure_ray()
     uris = expand_sources(config.source)
-    names: dict[str, int] = {}
-    kinds: dict[str, IdType] = {}
-    columns: list[NDArray[np.int32]] = []
-    for uri in uris:
-        with open_source(uri, config.matrix) as source:
-            if config.n_counts_column:
-                require_obs(source, [config.n_counts_column])
-            found, kind = _gene_names(source, config.gene_ids)
-            kinds[uri] = kind
-            columns.append(np.array([names.setdefault(n, len(names)) if n else -1 for n in found], np.int32))
-    if len(set(kinds.values())) > 1:
-        raise InputError(
-            "--source", "all sources must use one kind of gene id", str(kinds), "Use --gene-ids or map the ids."
-        )
-    gene, value = _collect(uris, columns, len(names), config)
-    medians = dict(zip(names, grouped_median(gene, value, len(names)), strict=True))
+    tables = read_gene_tables(config.gene_table, config.gene_types, config.retired_ids)
+    options = ReadOptions(config.matrix, config.gene_ids, config.n_counts_column)
+    plan = open_sources(uris, options, tables, config.workers)
+    ensure_ray()
+    measured = (exact if config.exact else sketched)(plan, options, config.workers)
+    medians = dict(zip(plan.genes, measured.median_g.tolist(), strict=True))
     seen = {name: median for name, median in medians.items() if not np.isnan(median)}
     if not seen:
-        raise InputError(", ".join(uris), "some count must be above zero", "none", "Check the files.")
-    return GeneVocabulary.from_medians(seen, config.generation, kinds[uris[0]], config.input_size)
+        found = "none; cells left out: " + counted(measured.left_out)
+        raise InputError(listing(uris), "some count of a gene must be above zero", found, "Check the files.")
+    vocabulary = GeneVocabulary.from_medians(seen, config.generation, plan.kind, config.input_size)
+    return replace(
+        vocabulary,
+        symbols={symbol: gene for symbol, gene in sorted(tables.symbols.items()) if gene in seen},
+        retired_ids={old: new for old, new in sorted(tables.retired_ids.items()) if new in seen},
+        origin=_origin(plan, measured, tables, largest_error=0.0 if config.exact else ACCURACY),
+    )
 
 
-def grouped_median(group: NDArray[np.integer], value: NDArray[np.floating], n_groups: int) -> NDArray[np.float64]:
-    """Return the median of the values of each group, NaN for an empty one. Shape (n_groups,)."""
-    order = np.lexsort((value, group))
-    size = np.bincount(group, minlength=n_groups)
-    first = np.cumsum(size) - size
-    medians = np.full(n_groups, np.nan)
-    some = size > 0
-    low, high = first[some] + (size[some] - 1) // 2, first[some] + size[some] // 2
-    medians[some] = (value[order[low]].astype(np.float64) + value[order[high]]) / 2
-    return medians
+def describe_origin(vocabulary: GeneVocabulary) -> str:
+    """Tell in a few lines how a vocabulary's medians were measured; '' if that is unknown."""
+    o = vocabulary.origin
+    if not o:
+        return ""
+    error = f"error at most {o['largest_error']:.2%}" if o["largest_error"] else "exact"
+    lines = (
+        f"medians: {o['method']}, {error}; files: {o['files']:,}, cells: {o['cells']:,}, "
+        f"nonzero values: {o['values']:,}, genes seen in fewer than {FEW_CELLS} cells: {o['genes_of_few_cells']:,}",
+        f"cells left out: {counted(Counter(o['cells_left_out']))}",
+        f"columns left out, over all files: {counted(Counter(o['columns_left_out']))}; "
+        f"retired ids replaced: {o['columns_replaced']:,}",
+    )
+    return "\n".join(lines)
 
 
-def _gene_names(source: CountSource, column: str | None) -> tuple[list[str], IdType]:
-    """Return each column's gene id ('' where it has none of the file's kind) and that kind."""
-    names, _ = gene_ids.column_names(source, column)
-    ensembl = [gene_ids.is_ensembl(name) for name in names]
-    if 2 * sum(ensembl) >= sum(bool(name) for name in names):
-        left_out = len(names) - sum(ensembl)
-        if left_out:
-            logger.info("%s: %s columns without an Ensembl ID are left out", source.uri, f"{left_out:,}")
-        return [gene_ids.normalise_gene_id(n) if e else "" for n, e in zip(names, ensembl, strict=True)], "ensembl"
-    logger.info("%s: gene ids are symbols; the vocabulary will hold symbols", source.uri)
-    return [name.strip() for name in names], "symbol"
-
-
-def _collect(
-    uris: list[str], columns: list[NDArray[np.int32]], n_genes: int, config: MedianConfig
-) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
-    """Read all sources on Ray and gather (gene, scaled count) of every nonzero value."""
-    import ray
-
-    rows = [{"index": i} for i in range(len(uris))]
-
-    def read(batch: dict[str, NDArray[np.int64]]) -> Iterator[pa.Table]:
-        for i in batch["index"]:
-            yield from _scaled_counts(uris[i], columns[i], n_genes, config)
-
-    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(read)
-    genes: list[NDArray[np.int32]] = []
-    values: list[NDArray[np.float64]] = []
-    total = 0
-    for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-        total += table.num_rows
-        if total > MAX_VALUES:
-            raise InputError(
-                "--source",
-                f"exact medians hold at most {MAX_VALUES:,} nonzero values",
-                f"more after {len(values)} blocks",
-                "Measure them on a random sample of the cells.",
-            )
-        genes.append(table["gene"].to_numpy())
-        values.append(table["value"].to_numpy())
-        logger.info("medians: %s nonzero values read", f"{total:,}")
-    if not values:
-        return np.empty(0, np.int32), np.empty(0)
-    return np.concatenate(genes), np.concatenate(values)
-
-
-def _scaled_counts(uri: str, columns: NDArray[np.int32], n_genes: int, config: MedianConfig) -> Iterator[pa.Table]:
-    """Yield gene index and scaled count of the nonzero values of one source."""
-    with open_source(uri, config.matrix) as source:
-        for block in source.blocks(0, source.n_cells, _READ_CELLS):
-            start, stop = block.start, block.start + block.n_cells
-            sums = check_block(block, source).n_counts
-            n_counts = total_counts(source, config.n_counts_column, start, stop, sums)
-            summed = sum_duplicates(block, columns, n_genes)
-            cell = np.repeat(np.arange(summed.n_cells), np.diff(summed.indptr))
-            kept = (summed.counts > 0) & filter_pass(source, start, stop)[cell]
-            value = summed.counts[kept] / n_counts[cell[kept]] * TARGET_SUM
-            yield pa.table({"gene": summed.columns[kept].astype(np.int32), "value": value})
+def _origin(plan: Plan, measured: Measured, tables: GeneTables, largest_error: float) -> dict[str, Any]:
+    """Say how the medians came about; nothing here depends on the number of workers."""
+    few = (measured.n_values_g > 0) & (measured.n_values_g < FEW_CELLS)
+    return {
+        "method": "ddsketch" if largest_error else "exact",
+        "largest_error": largest_error,
+        "files": len(plan.sources),
+        "cells": plan.n_cells,
+        "cells_left_out": dict(sorted(measured.left_out.items())),
+        "values": measured.tally["values"],
+        "genes_of_few_cells": int(few.sum()),
+        "genes_never_seen": int((measured.n_values_g == 0).sum()),
+        "columns_left_out": dict(sorted(sum((s.left_out for s in plan.sources), Counter[str]()).items())),
+        "columns_replaced": sum(source.replaced for source in plan.sources),
+        "genes_wanted": len(tables.wanted) if tables.wanted is not None else None,
+    }

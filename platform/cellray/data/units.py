@@ -6,7 +6,6 @@ Ray Data scales. Knows nothing of cells or models: a stage gives the units and a
 
 import json
 import logging
-import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -15,12 +14,12 @@ from typing import Any
 
 from cellray.data.guarded import call_guarded
 from cellray.data.parts import Unit, Worker, find_part, make_part
+from cellray.data.progress import Progress
 from cellray.errors import InputError, combined
 from cellray.schema import PartRecord
 
 logger = logging.getLogger(__name__)
 
-_LOG_EVERY_S = 5.0
 _CHECKS_AT_ONCE = 16
 
 Results = tuple[PartRecord | InputError, ...]
@@ -125,7 +124,7 @@ def _run(
     todo = [unit for unit in units if unit.path not in results]
     if results:
         logger.info("%s: %d of %d parts are there from an earlier run", stage, len(results), len(units))
-    progress = _Progress(stage, sum(unit.stop - unit.start for unit in todo))
+    progress = Progress(stage, sum(unit.stop - unit.start for unit in todo))
     for unit, result in do(todo) if todo else ():
         results[unit.path] = result
         progress.add(unit.stop - unit.start)
@@ -144,27 +143,3 @@ def require_records(results: Sequence[PartRecord | InputError]) -> tuple[PartRec
     if errors:
         raise combined(errors)
     return tuple(result for result in results if isinstance(result, PartRecord))
-
-
-class _Progress:
-    """Logs cells done, rate and time left, every few seconds."""
-
-    def __init__(self, stage: str, total: int) -> None:
-        self._stage, self._total, self._done = stage, total, 0
-        self._began = self._logged = time.monotonic()
-
-    def add(self, cells: int) -> None:
-        self._done += cells
-        now = time.monotonic()
-        if now - self._logged < _LOG_EVERY_S and self._done < self._total:
-            return
-        self._logged = now
-        rate = self._done / max(now - self._began, 1e-9)
-        logger.info(
-            "%s: %s of %s cells, %s cells/s, %.0f s left",
-            self._stage,
-            f"{self._done:,}",
-            f"{self._total:,}",
-            f"{rate:,.0f}",
-            (self._total - self._done) / rate,
-        )

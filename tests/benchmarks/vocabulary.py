@@ -1,0 +1,120 @@
+"""The vocabulary job on two CPUs against tokenization of the same file in the same run, and how exact its medians are.
+
+Ray's start is left out. The cells' depths differ as real ones' do, so that a gene's values fill many buckets.
+"""
+
+import statistics
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import anndata
+import numpy as np
+import ray
+from numpy.typing import NDArray
+
+from cellray.data.gene_sketch import ACCURACY
+from cellray.data.gene_tables import GeneTables
+from cellray.data.measure import _sketch_unit
+from cellray.data.median_sources import ReadOptions, open_sources
+from cellray.data.medians import MedianConfig, build_vocabulary
+from cellray.data.session import ensure_ray
+from cellray.data.tokenization import TokenizeConfig, tokenize_corpus
+from cellray.vocabulary import GeneVocabulary
+from tests.benchmarks.tokenization import CELLS, CPUS, GENES, PER_CELL, SHARD, seconds, write_cells
+from tests.conftest import SHARED
+
+ROUNDS = 3
+
+
+def write_cells_of_all_depths(path: Path, compression: str | None, cells: int = CELLS) -> None:
+    """Write the cells of the tokenization benchmark with counts scaled by a depth of each cell."""
+    x = write_cells(path, None, cells)
+    depth = np.repeat(np.random.default_rng(2).lognormal(0, 0.6, cells), PER_CELL)
+    x.data = np.ceil(x.data * depth).astype(np.float32)
+    adata = anndata.read_h5ad(path, backed="r")
+    anndata.AnnData(x, obs=adata.obs, var=adata.var).write_h5ad(path.with_suffix(".deep.h5ad"), compression=compression)
+    adata.file.close()
+    path.with_suffix(".deep.h5ad").replace(path)
+
+
+def errors(sketched: GeneVocabulary, exact: GeneVocabulary) -> NDArray[np.float64]:
+    """Return the relative error of each gene's median."""
+    assert list(sketched.genes) == list(exact.genes)
+    return np.array([abs(sketched.medians[gene] / median - 1) for gene, median in exact.medians.items()])
+
+
+def accuracy(name: str, path: Path) -> None:
+    """Print the errors of the sketch on one file."""
+    source = (str(path),)
+    found = errors(
+        build_vocabulary(MedianConfig(source=source)), build_vocabulary(MedianConfig(source=source, exact=True))
+    )
+    print(
+        f"sketched medians of {name}, {len(found):,} genes: largest error {found.max():.3%}, mean {found.mean():.3%} "
+        f"(promised {ACCURACY:.2%}, target 0.5 %)"
+    )
+
+
+def peak_of_a_worker(path: Path) -> int:
+    """Return the most memory a process holds that sketches a whole file as one unit, in MiB."""
+    options = ReadOptions("X", None, None)
+    plan = open_sources([str(path)], options, GeneTables())
+    unit = tuple(piece for unit in plan.units(1) for piece in unit)
+    _sketch_unit(unit, options, len(plan.genes), [0], *plan.columns)
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) >> 10
+
+
+def main() -> None:
+    """Measure both kinds of file, then the errors."""
+    ray.init(num_cpus=CPUS, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ensure_ray()
+    medians = np.random.default_rng(1).lognormal(0, 1, GENES)
+    vocabulary = GeneVocabulary.from_medians(
+        {f"ENSG{i:011d}": float(m) for i, m in enumerate(medians)}, "v1", "ensembl"
+    )
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        vocabulary.save(str(folder / "v.json"))
+
+        def tokenize(path: Path, output: str) -> None:
+            config = TokenizeConfig(
+                source=(str(path),),
+                vocabulary=str(folder / "v.json"),
+                output=str(folder / output),
+                cells_per_shard=SHARD,
+            )
+            tokenize_corpus(config)
+
+        def measure(path: Path) -> None:
+            build_vocabulary(MedianConfig(source=(str(path),)))
+
+        write_cells_of_all_depths(folder / "warm.h5ad", "gzip", cells=4 * SHARD)
+        tokenize(folder / "warm.h5ad", "warm")
+        measure(folder / "warm.h5ad")
+        for compression in ("gzip", None):
+            path = folder / f"{compression}.h5ad"
+            write_cells_of_all_depths(path, compression)
+            pairs = [
+                (seconds(lambda p=path: measure(p)), seconds(lambda p=path, i=i: tokenize(p, f"{p.stem}{i}")))
+                for i in range(ROUNDS)
+            ]
+            ours = statistics.median(a for a, _ in pairs)
+            print(
+                f"vocabulary of {CELLS:,} cells of {PER_CELL:,} genes, {compression or 'uncompressed'}: "
+                f"{CELLS / ours:,.0f} cells/s, {ours * CPUS / (CELLS * PER_CELL) * 1e9:.0f} ns a value and core, "
+                f"{statistics.median(a / b for a, b in pairs):.2f} x the time of tokenization (target 2 x)"
+            )
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+            peak = process.submit(peak_of_a_worker, folder / "None.h5ad").result()
+        print(f"a worker that sketches a unit of {CELLS:,} cells holds {peak:,} MiB at most")
+        accuracy("the synthetic cells", folder / "None.h5ad")
+        for real in sorted((SHARED / "data").glob("*.h5ad")):
+            accuracy(real.name, real)
+    ray.shutdown()
+
+
+if __name__ == "__main__":
+    main()
