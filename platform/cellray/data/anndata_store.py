@@ -186,8 +186,7 @@ def open_zarr(uri: str, matrix: str) -> AnnDataSource:
     import zarr
 
     try:
-        store = uri if storage.is_local(uri) else zarr.storage.FsspecStore.from_url(uri, read_only=True)
-        root = zarr.open_group(store, mode="r")
+        root = zarr.open_group(storage.open_store(uri), mode="r")
     except (OSError, ValueError, KeyError) as error:
         raise InputError(uri, "the folder must be a whole Zarr group", first_line(error), FIX) from None
     return AnnDataSource(uri, matrix, root, lambda: None)
