@@ -244,9 +244,12 @@ def _reset_body(handler: _Handler, body: bytes) -> None:
 def _short(handler: _Handler, body: bytes) -> None:
     """Answer correctly, in HTTP's terms, with fewer bytes than were asked for."""
     status, headers, data = handler.forward(body)
+    if not data:  # nothing to cut
+        return handler.send(status, headers, data)
     data = data[: len(data) // 2]
     kept: list[tuple[str, str]] = [(n, v) for n, v in headers if n.lower() not in ("content-length", "etag")]
     handler.send(status, [*kept, ("Content-Length", str(len(data)))], data)
+    return None
 
 
 def _stall(handler: _Handler, body: bytes) -> None:
