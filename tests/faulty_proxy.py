@@ -37,7 +37,9 @@ class Fault:
     operations
         Of `GET PUT HEAD LIST POST DELETE`; empty: all.
     key
-        Regular expression that the path (`/bucket/key`, unquoted) must match somewhere.
+        Regular expression that the path and query (`/bucket/key?query`, unquoted) must match somewhere.
+    after
+        Matching requests to let pass first.
     """
 
     kind: str
@@ -45,10 +47,14 @@ class Fault:
     times: int | None = None
     operations: Sequence[str] = ()
     key: str = ""
+    after: int = 0
 
     def hits(self, operation: str, path: str, rng: random.Random) -> bool:
         """Tell whether a request is hit; draws a number only where it matches."""
         if self.times == 0 or (self.operations and operation not in self.operations) or not re.search(self.key, path):
+            return False
+        if self.after > 0:
+            self.after -= 1
             return False
         hit = rng.random() < self.probability
         if hit and self.times is not None:
@@ -140,11 +146,11 @@ class _Handler(BaseHTTPRequestHandler):
         body = self._body()
         url = urlsplit(self.path)
         listed = self.command == "GET" and "list-type" in parse_qs(url.query)
-        kind = self.proxy.draw("LIST" if listed else self.command, unquote(url.path))
+        kind = self.proxy.draw("LIST" if listed else self.command, unquote(self.path))
         time.sleep(self.proxy.latency_s)
         FAULTS[kind](self, body) if kind else self.send(*self.forward(body))
 
-    do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = relay
+    do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = relay  # noqa: N815  # the base class's names
 
     def _body(self) -> bytes:
         """Read the request's body, chunked or not."""
@@ -214,6 +220,10 @@ def _internal_error(handler: _Handler, _: bytes) -> None:
     handler.refuse(500, "InternalError", "We encountered an internal error. Please try again.")
 
 
+def _forbidden(handler: _Handler, _: bytes) -> None:
+    handler.refuse(403, "AccessDenied", "Access Denied")
+
+
 def _reset(handler: _Handler, _: bytes) -> None:
     handler.reset()
 
@@ -242,12 +252,12 @@ def _reset_body(handler: _Handler, body: bytes) -> None:
 
 
 def _short(handler: _Handler, body: bytes) -> None:
-    """Answer correctly, in HTTP's terms, with fewer bytes than were asked for."""
+    """Answer correctly, in HTTP's terms, with fewer bytes than were asked for, and no checksum."""
     status, headers, data = handler.forward(body)
     if not data:  # nothing to cut
         return handler.send(status, headers, data)
     data = data[: len(data) // 2]
-    kept: list[tuple[str, str]] = [(n, v) for n, v in headers if n.lower() not in ("content-length", "etag")]
+    kept: list[tuple[str, str]] = [(n, v) for n, v in headers if not re.match("content-length|x-amz-checksum", n, re.I)]
     handler.send(status, [*kept, ("Content-Length", str(len(data)))], data)
     return None
 
@@ -261,6 +271,7 @@ def _stall(handler: _Handler, body: bytes) -> None:
 FAULTS: dict[str, Callable[[Any, bytes], None]] = {
     "slow_down": _slow_down,
     "internal_error": _internal_error,
+    "forbidden": _forbidden,
     "reset": _reset,
     "lost_answer": _lost_answer,
     "truncated": _truncated,

@@ -73,16 +73,12 @@ class ReadAheadBlocks(BaseCache):  # type: ignore[misc]  # fsspec has no types
                 self._order(following)
             self._read.add(number)
             self._forget()
-        try:
-            return future.result()
-        except BaseException:
-            with self._lock:
-                self._blocks.pop(number, None)
-            raise
+        return future.result()
 
     def _order(self, number: int) -> "Future[bytes]":
         """Return a block's future, which is the most recently used then."""
-        if number not in self._blocks:
+        held = self._blocks.get(number)
+        if held is None or (held.done() and held.exception() is not None):  # a block that failed may be asked for again
             self.miss_count += 1
             _NO_COLLECTION.begin()
             self._blocks[number] = self._pool.submit(self._request, number)

@@ -35,7 +35,7 @@ class RetryPolicy:
 
     def pause_s(self, failures: int) -> float:
         """Return how long to wait after so many failures in a row: half to all of the backoff."""
-        backoff = min(self.longest_pause_s, self.first_pause_s * 2 ** (failures - 1))
+        backoff = min(self.longest_pause_s, self.first_pause_s * 2.0 ** (failures - 1))
         return backoff * self.rng.uniform(0.5, 1.0)
 
     @classmethod
@@ -51,5 +51,7 @@ class RetryPolicy:
         if value is None:
             return cls()
         if not value.isdecimal() or int(value) < 1:
-            raise InputError(ATTEMPTS, "it must be a number of attempts, 1 or more", repr(value), "Correct or unset it.")
+            raise InputError(
+                ATTEMPTS, "it must be a number of attempts, 1 or more", repr(value), "Correct or unset it."
+            )
         return cls(attempts=int(value))

@@ -119,7 +119,7 @@ class PatientS3FileSystem(S3FileSystem):  # type: ignore[misc]  # s3fs has no ty
             except (NoCredentialsError, PartialCredentialsError) as error:
                 raise PermissionError(str(error)) from error
             except Exception as error:
-                if attempt > 1 and await self._done_before(method, kwargs, error):
+                if await self._done_before(method, kwargs, error):
                     return {}
                 if not is_transient(error):
                     raise _translated(method, kwargs, error) from error.__cause__
@@ -134,7 +134,10 @@ class PatientS3FileSystem(S3FileSystem):  # type: ignore[misc]  # s3fs has no ty
     call_s3 = sync_wrapper(_call_s3)
 
     async def _done_before(self, method: str, kwargs: Mapping[str, Any], error: Exception) -> bool:
-        """Tell whether a repeated request failed because an earlier one was carried out though its answer was lost."""
+        """Tell whether a request failed because it was carried out before, though its answer was lost.
+
+        Attempts cannot be counted on here: aiohttp repeats a PUT by itself where a kept connection turns out broken.
+        """
         where = {"Bucket": kwargs.get("Bucket"), "Key": kwargs.get("Key")}
         if method == "put_object" and "IfNoneMatch" in kwargs and _exists_already(error):
             answer = await self._call_s3("get_object", **where)
@@ -145,11 +148,23 @@ class PatientS3FileSystem(S3FileSystem):  # type: ignore[misc]  # s3fs has no ty
         return method == "abort_multipart_upload" and isinstance(error, FileNotFoundError)
 
     async def _cat_file(
-        self, path: str, version_id: str | None = None, start: int | None = None, end: int | None = None, **kwargs: Any  # noqa: ANN401
+        self,
+        path: str,
+        version_id: str | None = None,
+        start: int | None = None,
+        end: int | None = None,
+        **_: Any,  # noqa: ANN401
     ) -> bytes:
-        """Read a whole object by one request (s3fs would ask for its size first, always), or a range."""
-        kwargs.setdefault("max_concurrency", 1)
-        return bytes(await super()._cat_file(path, version_id=version_id, start=start, end=end, **kwargs))
+        """Read an object, or a range of it, by one request (s3fs asks for the size first).
+
+        The whole is asked for as a range, since the answer to that names the object's true size.
+        """
+        try:
+            return bytes(await super()._cat_file(path, version_id=version_id, start=start or 0, end=end))
+        except OSError as error:
+            if start is None and _code(error) == "InvalidRange":
+                return b""  # what an empty object answers
+            raise
 
     async def _get_file(self, rpath: str, lpath: str, **_: Any) -> None:  # noqa: ANN401
         """Download an object by ranges of one and the same version."""
@@ -252,4 +267,5 @@ def _etag_of_parts(parts: list[Mapping[str, Any]]) -> str:
 
 def _words(error: BaseException) -> str:
     """Return what went wrong, in one line."""
-    return f"{_code(error) or type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no details'}"
+    said = _response(error).get("Error", {}).get("Message") or str(error) or "no details"
+    return f"{_code(error) or type(error).__name__}: {said.splitlines()[0]}"

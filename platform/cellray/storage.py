@@ -198,7 +198,8 @@ def publish_once(uri: str, data: bytes) -> None:
     Raises
     ------
     FileExistsError
-        Another writer was first.
+        Another writer was first. (On S3 one that wrote the very same bytes is taken for this one: after a lost answer
+        the two cannot be told apart.)
     """
     fs, path = filesystem(uri)
     if not isinstance(fs, LocalFileSystem):
