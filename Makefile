@@ -37,6 +37,7 @@ bench: setup
 	$(BIN)/python -m tests.benchmarks.encoding
 	$(BIN)/python -m tests.benchmarks.tokenization
 	$(BIN)/python -m tests.benchmarks.embedding
+	$(BIN)/python -W ignore -m tests.benchmarks.streaming
 	$(BIN)/python -m tests.benchmarks.import_time
 
 # Writes the versions of this environment as the ones everybody gets; run the tests before you commit them.

@@ -91,7 +91,7 @@ class FaultyProxy:
         self.upstream = urlsplit(upstream).netloc
         self.requests: Counter[str] = Counter()
         self.injected: Counter[str] = Counter()
-        self._rng, self._lock = random.Random(seed), threading.Lock()
+        self._rng, self._lock = random.Random(seed), threading.Lock()  # noqa: S311  # no secret
         self._server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"proxy": self}))
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)

@@ -57,7 +57,7 @@ _TRANSIENT_ERRORS = (
 
 
 def is_transient(error: BaseException) -> bool:
-    """Tell whether a failure may pass by itself: broken connections, timeouts, cut bodies, throttling, server errors."""
+    """Tell whether a failure may pass by itself: a broken connection, a timeout, a cut body, throttling, a 5xx."""
     if isinstance(error, _TRANSIENT_ERRORS):
         return True
     code, status = _code(error), _status(error)

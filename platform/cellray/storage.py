@@ -154,9 +154,8 @@ def sha256_json(value: Any) -> str:  # noqa: ANN401
 
 def sha256_file(uri: str) -> str:
     """Return the SHA-256 of a file, read in pieces."""
-    fs, path = filesystem(uri)
     digest = hashlib.sha256()
-    with fs.open(path, "rb") as file:
+    with open_scattered(uri) as file:  # blocks fetched ahead, in bounded memory
         while piece := file.read(_CHUNK):
             digest.update(piece)
     return digest.hexdigest()

@@ -40,7 +40,7 @@ def default_threads(workers: int, cpus_per_worker: float) -> int:
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Let the `InputError` or `StorageError` of a worker come out as itself, not wrapped in Ray's errors and tracebacks."""
+    """Let a worker's `InputError` or `StorageError` come out as itself, not wrapped in Ray's errors and tracebacks."""
     try:
         yield
     except Exception as error:
@@ -56,8 +56,8 @@ def _own_error_within(error: BaseException) -> InputError | StorageError | None:
     queue = [error]
     while queue:
         current = queue.pop()
-        if type(current) is InputError or type(current) is StorageError:  # Ray's wrapper, with a traceback for a
-            return current  # message, is of a class derived from these
+        if type(current) is InputError or type(current) is StorageError:
+            return current  # Ray's own wrapper is of a class derived from these, with a traceback for a message
         seen.append(current)
         queue.extend(cause for cause in _causes(current) if cause not in seen)
     return None
