@@ -42,6 +42,7 @@ bench: setup
 	$(BIN)/python -m tests.benchmarks.scale
 	$(BIN)/python -m tests.benchmarks.vocabulary
 	$(BIN)/python -m tests.benchmarks.embedding
+	$(BIN)/python -W ignore -m tests.benchmarks.streaming
 	$(BIN)/python -m tests.benchmarks.import_time
 
 # Writes the versions of this environment as the ones everybody gets; run the tests before you commit them.

@@ -6,6 +6,8 @@ import fsspec
 import pytest
 from moto.server import ThreadedMotoServer
 
+from cellray.s3 import PatientS3FileSystem
+
 
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
@@ -37,3 +39,14 @@ def bucket(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     yield "s3://cells"
     fs.rm("cells", recursive=True)
     fsspec.filesystem("s3").clear_instance_cache()
+    forget_connections()
+
+
+def forget_connections() -> None:
+    """Close connections, forget listings and addresses: the next use reads the environment anew."""
+    from zarr.core.sync import sync
+
+    for fs in PatientS3FileSystem._cache.values():
+        if fs.asynchronous and fs._s3 is not None:  # zarr's; s3fs closes the others by itself
+            sync(fs._s3creator.__aexit__(None, None, None))
+    PatientS3FileSystem.clear_instance_cache()

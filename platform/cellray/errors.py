@@ -1,4 +1,4 @@
-"""The one error that bad input gets."""
+"""The errors of this library: `InputError` for bad input, `StorageError` for a remote store that does not answer."""
 
 from collections.abc import Iterable, Sequence
 
@@ -26,6 +26,34 @@ class InputError(ValueError):
 
     def __str__(self) -> str:
         return f"{self.subject}: {self.rule}; found {self.found}. {self.fix}"
+
+
+class StorageError(Exception):
+    """A remote store that failed again and again, in ways that pass by themselves.
+
+    Says nothing of the file: it may be sound. So this is no `OSError`, which readers take for a damaged file.
+
+    Parameters
+    ----------
+    uri
+        What was asked for.
+    operation
+        What was asked.
+    attempts
+        How often.
+    last
+        What the store or the connection answered the last time.
+    """
+
+    def __init__(self, uri: str, operation: str, attempts: int, last: str) -> None:
+        super().__init__(uri, operation, attempts, last)  # all arguments: it must survive pickling between processes
+        self.uri, self.operation, self.attempts, self.last = uri, operation, attempts, last
+
+    def __str__(self) -> str:
+        return (
+            f"{self.uri}: the storage did not do {self.operation} in {self.attempts} attempts; the last ended in "
+            f"{self.last}. Nothing is wrong with the file as far as is known: run again when the storage is well."
+        )
 
 
 def combined(errors: Sequence[InputError]) -> InputError:

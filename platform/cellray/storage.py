@@ -21,7 +21,6 @@ from fsspec.implementations.local import LocalFileSystem
 from cellray.errors import InputError, listing
 
 _CHUNK = 1 << 22
-_REMOTE_BLOCK = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -47,10 +46,14 @@ def resolve(directory: str, path: str) -> str:
     return path if "://" in path or Path(path).is_absolute() else join(directory, path)
 
 
-def filesystem(uri: str) -> tuple[Any, str]:
-    """Return the fsspec file system of a URI and the path within it."""
+def filesystem(uri: str, **options: Any) -> tuple[Any, str]:  # noqa: ANN401  # fsspec's
+    """Return the fsspec file system of a URI and the path within it; for S3, the one that retries (`cellray.s3`)."""
+    if uri.startswith(("s3://", "s3a://")):
+        from cellray.s3 import PatientS3FileSystem
+
+        return PatientS3FileSystem(**options), str(PatientS3FileSystem._strip_protocol(uri))
     try:
-        fs, path = fsspec.core.url_to_fs(uri)
+        fs, path = fsspec.core.url_to_fs(uri, **options)
     except (ValueError, ImportError) as error:
         raise InputError(
             uri, "a URI must name a known kind of storage", str(error), "Use a path, s3:// or another fsspec URI."
@@ -156,9 +159,8 @@ def sha256_json(value: Any) -> str:  # noqa: ANN401
 
 def sha256_file(uri: str) -> str:
     """Return the SHA-256 of a file, read in pieces."""
-    fs, path = filesystem(uri)
     digest = hashlib.sha256()
-    with fs.open(path, "rb") as file:
+    with open_scattered(uri) as file:  # blocks fetched ahead, in bounded memory
         while piece := file.read(_CHUNK):
             digest.update(piece)
     return digest.hexdigest()
@@ -202,7 +204,8 @@ def publish_once(uri: str, data: bytes) -> None:
     Raises
     ------
     FileExistsError
-        Another writer was first.
+        Another writer was first. (On S3 one that wrote the very same bytes is taken for this one: after a lost answer
+        the two cannot be told apart.)
     """
     fs, path = filesystem(uri)
     if not isinstance(fs, LocalFileSystem):
@@ -285,11 +288,26 @@ def new_directory(uri: str) -> Iterator[str]:
 
 
 def open_scattered(uri: str) -> Any:  # noqa: ANN401  # a binary stream
-    """Open a file for reading here and there: remote blocks are small and stay cached, since HDF5 and parquet jump."""
+    """Open a file for reading here and there, as HDF5 and parquet do; a remote one by blocks, the next ones ahead.
+
+    Memory of a remote file: `read_ahead.KEEP` blocks of `read_ahead.BLOCK` bytes, whatever its size.
+    """
     fs, path = filesystem(uri)
     if isinstance(fs, LocalFileSystem):
         return fs.open(path, "rb")
-    return fs.open(path, "rb", block_size=_REMOTE_BLOCK, cache_type="blockcache")
+    from cellray.read_ahead import BLOCK, ReadAheadBlocks
+
+    return fs.open(path, "rb", block_size=BLOCK, cache_type=ReadAheadBlocks.name)
+
+
+def open_store(uri: str) -> Any:  # noqa: ANN401  # zarr has a type for it, too heavy to import here
+    """Return what `zarr.open_group` takes: a path, or a store that reads objects with this module's retries."""
+    if is_local(uri):
+        return uri
+    from zarr.storage import FsspecStore
+
+    fs, path = filesystem(uri, asynchronous=True)
+    return FsspecStore(fs, path=path, read_only=True) if fs.async_impl else FsspecStore.from_url(uri, read_only=True)
 
 
 def remove_directory(uri: str) -> None:

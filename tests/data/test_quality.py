@@ -45,11 +45,11 @@ def _serial(monkeypatch: pytest.MonkeyPatch) -> None:
                 found.append(error)
         return found
 
-    def run(stage: str, output: str, units: list, make_worker: Callable, pool: object, *, actors: bool) -> tuple:
+    def run(stage: str, output: str, units: list, worker: Callable, at_once: object = None) -> tuple:
         results: list = []
         for unit in units:
             try:
-                results.append(find_part(unit, output) or make_part(unit, make_worker(), output))
+                results.append(find_part(unit, output) or make_part(unit, worker, output))
             except InputError as error:
                 results.append(error)
         return tuple(results)

@@ -194,8 +194,7 @@ def open_zarr(uri: str, matrix: str) -> AnnDataSource:
     import zarr
 
     try:
-        store = uri if storage.is_local(uri) else zarr.storage.FsspecStore.from_url(uri, read_only=True)
-        root = zarr.open_group(store, mode="r")
+        root = zarr.open_group(storage.open_store(uri), mode="r")
         gate.check_zarr(uri, storage.stamp(uri).version, root)
     except InputError:
         raise

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from cellray import storage
 from cellray.data import gene_ids
 from cellray.data.gene_tables import GeneTables
-from cellray.data.guarded import call_guarded
-from cellray.data.session import ensure_ray
+from cellray.data.plan import look_at_all
 from cellray.data.source import open_source, require_obs
 from cellray.errors import InputError, combined
 from cellray.vocabulary import IdType
@@ -139,23 +138,13 @@ def open_sources(uris: Sequence[str], options: ReadOptions, tables: GeneTables, 
         Sources break a rule (all of them are named), no gene is left, or they use different kinds of gene ids.
     """
     describe = partial(_describe, options=options, tables=tables)
-    found: dict[str, OpenedSource | InputError] = {}
-    if len(uris) == 1:  # a single file is looked at here and now: its user need not wait for Ray to learn of a slip
-        found[uris[0]] = describe(uris[0])
-    else:
-        ensure_ray()
-        found.update(call_guarded(describe, uris, subject=str, at_once=at_once))
-    errors = [result for uri in uris if isinstance(result := found[uri], InputError)]
+    found = look_at_all(describe, uris)
+    errors = [result for result in found if isinstance(result, InputError)]
     if errors:
         error = combined(errors)
-        raise (
-            error
-            if len(errors) == 1
-            else InputError(
-                error.subject, error.rule, error.found, "Correct these files or leave them out of --source."
-            )
-        )
-    return _plan([result for uri in uris if isinstance(result := found[uri], OpenedSource)])
+        fix = error.fix if len(errors) == 1 else "Correct these files or leave them out of --source."
+        raise InputError(error.subject, error.rule, error.found, fix)
+    return _plan([result for result in found if isinstance(result, OpenedSource)])
 
 
 def _plan(sources: Sequence[OpenedSource]) -> Plan:

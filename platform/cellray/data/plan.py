@@ -4,10 +4,10 @@ Runs a Ray task for each source. A source that breaks a rule comes back as its e
 them at once.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from cellray import schema, storage
 from cellray.data import gene_ids
@@ -22,9 +22,9 @@ from cellray.vocabulary import GeneVocabulary
 
 FIRST_CELLS = 1024
 """Cells whose counts are checked before anything is written."""
-
-
 _OPEN_LIMIT_S = 600.0
+
+PlanT = TypeVar("PlanT")
 
 
 class ReadOptions(Protocol):
@@ -60,6 +60,11 @@ def describe_sources(
     uris: Sequence[str], options: ReadOptions, vocabulary: GeneVocabulary
 ) -> list[SourcePlan | InputError]:
     """Describe all sources, a guarded Ray task each, in their order; a bad one gives its error."""
+    return look_at_all(partial(describe_source, options=options, vocabulary=vocabulary), uris)
+
+
+def look_at_all(describe: Callable[[str], PlanT], uris: Sequence[str]) -> list[PlanT | InputError]:
+    """Look at all sources, a guarded Ray task each; return what was found or was wrong, in their order."""
     if len(uris) == 1:  # the slip of a user with one file need not wait for Ray
         try:
             format_of(uris[0])
@@ -67,13 +72,8 @@ def describe_sources(
         except InputError as error:
             return [error]
     ensure_ray()
-    describe = partial(_describe, options=options, vocabulary=vocabulary)
     found = dict(call_guarded(describe, uris, subject=str, time_limit_s=_OPEN_LIMIT_S))
     return [found[uri] for uri in uris]
-
-
-def _describe(uri: str, options: ReadOptions, vocabulary: GeneVocabulary) -> SourcePlan:
-    return describe_source(uri, options, vocabulary)
 
 
 def describe_source(uri: str, options: ReadOptions, vocabulary: GeneVocabulary) -> SourcePlan:

@@ -1,7 +1,8 @@
 """Quality control before it begins: its options, what is known of each source, the units of the first stage."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -15,8 +16,7 @@ from cellray.data.checks import check_block
 from cellray.data.locate import expand_sources
 from cellray.data.mitochondrial import find_mitochondrial
 from cellray.data.parts import Unit
-from cellray.data.plan import FIRST_CELLS, read_mapping
-from cellray.data.session import ensure_ray
+from cellray.data.plan import FIRST_CELLS, look_at_all, read_mapping
 from cellray.data.source import CountSource, format_of, open_source
 from cellray.data.suspicions import suspicions
 from cellray.errors import InputError, combined, listing
@@ -146,23 +146,8 @@ def prepare(config: QualityConfig) -> QualityJob:
 
 
 def _describe_all(uris: Sequence[str], options: MetricsOptions) -> list[QualityPlan | InputError]:
-    """Describe all sources, a Ray task each, in their order; a bad one gives its error."""
-
-    def describe(uri: str, options: MetricsOptions) -> QualityPlan | InputError:
-        try:
-            return describe_source(uri, options)
-        except InputError as error:
-            return error
-
-    if len(uris) == 1:  # a single file is looked at here and now: its user need not wait for Ray to learn of a slip
-        return [describe(uris[0], options)]
-    import ray
-
-    ensure_ray()
-    task: Callable[..., object] = ray.remote(describe).remote
-    shared = ray.put(options)
-    found: list[QualityPlan | InputError] = ray.get([task(uri, shared) for uri in uris])
-    return found
+    """Describe all sources, a guarded Ray task each, in their order; a bad one gives its error."""
+    return look_at_all(partial(describe_source, options=options), uris)
 
 
 def describe_source(uri: str, options: MetricsOptions) -> QualityPlan:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from cellray.config import WORKER_LOGS
-from cellray.errors import InputError
+from cellray.errors import InputError, StorageError
 
 
 def ensure_ray() -> None:
@@ -40,24 +40,24 @@ def default_threads(workers: int, cpus_per_worker: float) -> int:
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Let the `InputError` of a worker come out as itself, not wrapped in Ray's errors and tracebacks."""
+    """Let a worker's `InputError` or `StorageError` come out as itself, not wrapped in Ray's errors and tracebacks."""
     try:
         yield
     except Exception as error:
-        found = _input_error_within(error)
+        found = _own_error_within(error)
         if found is None or found is error:
             raise
         raise found from None
 
 
-def _input_error_within(error: BaseException) -> InputError | None:
-    """Return the `InputError` that Ray wrapped on its way from a worker, if that is what went wrong."""
+def _own_error_within(error: BaseException) -> InputError | StorageError | None:
+    """Return the error of this library that Ray wrapped on its way from a worker, if that is what went wrong."""
     seen: list[BaseException] = []
     queue = [error]
     while queue:
         current = queue.pop()
-        if type(current) is InputError:  # Ray's own wrapper is an InputError too, with a traceback for a message
-            return current
+        if type(current) is InputError or type(current) is StorageError:
+            return current  # Ray's own wrapper is of a class derived from these, with a traceback for a message
         seen.append(current)
         queue.extend(cause for cause in _causes(current) if cause not in seen)
     return None
