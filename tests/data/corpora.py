@@ -48,8 +48,8 @@ def rows_of(corpus: Corpus | str) -> list[dict[str, object]]:
 def units_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do units in this process, where a test is not about Ray."""
 
-    def run_here(stage, output, units, make_worker, pool, *, actors):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-        return tuple(make_part(unit, make_worker(), output) for unit in units)
+    def run_here(stage, output, units, worker, at_once=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+        return tuple(make_part(unit, worker, output) for unit in units)
 
     for module in (select_cells, hf_import):
         monkeypatch.setattr(module, "run_units", run_here)

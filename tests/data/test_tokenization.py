@@ -93,7 +93,8 @@ def test_every_cell_is_kept_or_counted(make_h5ad: Make, vocabulary_file: str, tm
     manifest = tokenize_corpus(
         TokenizeConfig(source=(str(path),), vocabulary=vocabulary_file, output=str(tmp_path / "corpus"))
     )
-    assert manifest.sources[0].dropped == {"filter_pass": 2, "no counts": 1, "no gene of the vocabulary": 1}
+    reasons = {"filter_pass": 2, "quality control": 0, "no counts": 1, "no gene of the vocabulary": 1}
+    assert manifest.sources[0].dropped == reasons
     assert [row["source_row"] for row in table_of(str(tmp_path / "corpus"))] == [0, 1, 4, 6, 7, 9]
     assert "2 dropped (filter_pass), 1 dropped (no counts), 1 dropped (no gene of the vocabulary)" in report(manifest)
 
