@@ -5,7 +5,7 @@ from pathlib import Path
 from pydantic import Field, model_validator
 
 from cellray import storage
-from cellray.data.medians import MedianConfig, build_vocabulary, describe_origin
+from cellray.data.medians.build import MedianConfig, build_vocabulary, describe_origin
 from cellray.errors import InputError
 from cellray.vocabulary import import_official
 from jobs._run import run_job

@@ -1,6 +1,6 @@
 """Make one token corpus of several."""
 
-from cellray.data.concatenate import ConcatConfig, concat_corpora
+from cellray.data.corpora.concatenate import ConcatConfig, concat_corpora
 from cellray.errors import listing
 from jobs._run import run_job
 

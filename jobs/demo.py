@@ -10,10 +10,10 @@ from pydantic import Field
 
 from cellray import schema
 from cellray.config import JobConfig
-from cellray.data import demo_data
-from cellray.data.medians import MedianConfig, build_vocabulary
+from cellray.data.medians.build import MedianConfig, build_vocabulary
 from cellray.data.report import report
-from cellray.data.source import open_source, require_obs
+from cellray.data.sources import demo_data
+from cellray.data.sources.contract import open_source, require_obs
 from cellray.data.tokenization import TokenizeConfig, tokenize_corpus
 from cellray.errors import InputError
 from cellray.infer.embed import EmbedConfig, embed_cells

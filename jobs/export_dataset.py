@@ -1,7 +1,7 @@
 """Write a token corpus as a Hugging Face dataset in the official Geneformer layout."""
 
-from cellray.data.corpus import Corpus
-from cellray.data.hf_dataset import ExportConfig, dataset_schema, export_dataset
+from cellray.data.corpora.corpus import Corpus
+from cellray.data.corpora.hf_dataset import ExportConfig, dataset_schema, export_dataset
 from jobs._run import run_job
 
 

@@ -1,6 +1,6 @@
 """Turn a Hugging Face dataset of token rows, as Geneformer's .dataset folders are, into a token corpus."""
 
-from cellray.data.hf_import import ImportConfig, import_dataset
+from cellray.data.corpora.hf_import import ImportConfig, import_dataset
 from cellray.errors import listing
 from jobs._run import run_job
 

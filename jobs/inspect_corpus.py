@@ -5,8 +5,8 @@ from pydantic_settings import CliPositionalArg
 
 from cellray import storage
 from cellray.config import JobConfig
-from cellray.data.corpus import Corpus, damaged_shards
-from cellray.data.corpus_statistics import corpus_statistics, describe
+from cellray.data.corpora.corpus import Corpus, damaged_shards
+from cellray.data.corpora.statistics import corpus_statistics, describe
 from cellray.data.report import report
 from cellray.errors import InputError, listing
 from cellray.plots import length_histogram_png

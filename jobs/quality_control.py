@@ -3,10 +3,10 @@
 import re
 
 from cellray import storage
-from cellray.data.quality import QualityTable
-from cellray.data.quality_plan import QualityConfig
-from cellray.data.quality_report import report
-from cellray.data.quality_run import quality_control
+from cellray.data.quality.plan import QualityConfig
+from cellray.data.quality.report import report
+from cellray.data.quality.run import quality_control
+from cellray.data.quality.table import QualityTable
 from cellray.plots import quality_png
 from jobs._run import run_job
 

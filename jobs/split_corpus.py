@@ -1,6 +1,6 @@
 """Split a token corpus into several: at random, by an obs column, or take some of its values."""
 
-from cellray.data.splitting import SplitConfig, split_corpus
+from cellray.data.corpora.splitting import SplitConfig, split_corpus
 from jobs._run import run_job
 
 

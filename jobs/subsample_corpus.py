@@ -1,6 +1,6 @@
 """Take at most so many cells of each class of a token corpus."""
 
-from cellray.data.splitting import SubsampleConfig, subsample_corpus
+from cellray.data.corpora.splitting import SubsampleConfig, subsample_corpus
 from jobs._run import run_job
 
 

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from cellray import storage
-from cellray.data.locate import expand_sources
 from cellray.data.parts import Unit, make_part
-from cellray.data.source import open_source
+from cellray.data.sources.contract import open_source
+from cellray.data.sources.locate import expand_sources
 from cellray.data.tokenization import TokenizeOptions, TokenizeWorker
 from cellray.errors import InputError, StorageError
 from cellray.read_ahead import ReadAheadBlocks

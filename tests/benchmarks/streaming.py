@@ -19,7 +19,7 @@ import numpy as np
 from scipy import sparse
 
 from cellray import storage
-from cellray.data.anndata_store import AnnDataSource
+from cellray.data.sources.anndata_store import AnnDataSource
 from cellray.read_ahead import ReadAheadBlocks
 from tests.s3 import s3_environment
 

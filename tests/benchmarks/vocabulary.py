@@ -14,11 +14,11 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from cellray.data.gene_sketch import ACCURACY
-from cellray.data.gene_tables import GeneTables
-from cellray.data.measure import _sketch_unit
-from cellray.data.median_sources import ReadOptions, open_sources
-from cellray.data.medians import MedianConfig, build_vocabulary
+from cellray.data.medians.build import MedianConfig, build_vocabulary
+from cellray.data.medians.gene_tables import GeneTables
+from cellray.data.medians.measure import _sketch_unit
+from cellray.data.medians.sketch import ACCURACY
+from cellray.data.medians.sources import ReadOptions, open_sources
 from cellray.data.session import ensure_ray
 from cellray.data.tokenization import TokenizeConfig, tokenize_corpus
 from cellray.vocabulary import GeneVocabulary

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from cellray import schema, storage
-from cellray.data import hf_import, select_cells
-from cellray.data.corpus import Corpus
+from cellray.data.corpora import hf_import, select_cells
+from cellray.data.corpora.corpus import Corpus
 from cellray.data.parts import make_part
 from cellray.data.plan import common_kinds, describe_source
 from cellray.data.publishing import publish_manifest

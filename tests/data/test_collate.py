@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cellray.data.collate import TokenRows, length_grouped_batches, token_budget_batches
-from cellray.data.split import held_out
+from cellray.data.corpora.split import held_out
 
 ROWS = [[5, 6, 7], [8], [9, 10]]
 

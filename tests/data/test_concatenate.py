@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from cellray import storage
-from cellray.data.concatenate import ConcatConfig, concat_corpora
-from cellray.data.corpus import Corpus, damaged_shards
+from cellray.data.corpora.concatenate import ConcatConfig, concat_corpora
+from cellray.data.corpora.corpus import Corpus, damaged_shards
 from cellray.errors import InputError
 from cellray.vocabulary import GeneVocabulary
 from tests.data.corpora import rows_of, tokenized

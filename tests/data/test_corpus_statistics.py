@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cellray.data import corpus_statistics as module
-from cellray.data.corpus import Corpus
-from cellray.data.corpus_statistics import corpus_statistics, describe
+from cellray.data.corpora import statistics as module
+from cellray.data.corpora.corpus import Corpus
+from cellray.data.corpora.statistics import corpus_statistics, describe
 from cellray.vocabulary import GeneVocabulary
 from jobs.inspect_corpus import InspectConfig, main
 from tests.data.corpora import rows_of, tokenized

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from cellray.data.names import repeated_names
+from cellray.data.corpora.names import repeated_names
 from cellray.data.report import report
 from cellray.data.tokenization import TokenizeConfig, tokenize_corpus
 from cellray.schema import CorpusManifest, PartRecord

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from cellray import storage
-from cellray.data import matrices
-from cellray.data.locate import expand_sources
-from cellray.data.source import CountSource, open_source
+from cellray.data.sources import matrices
+from cellray.data.sources.contract import CountSource, open_source
+from cellray.data.sources.locate import expand_sources
 from cellray.errors import InputError
 from tests.conftest import GENES, random_counts
 

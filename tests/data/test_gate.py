@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import zarr
 
-from cellray.data import gate
-from cellray.data.source import open_source
+from cellray.data.sources import gate
+from cellray.data.sources.contract import open_source
 from cellray.errors import InputError
 from tests.data.test_formats import COUNTS
 from tests.data.test_formats import zarr as write_zarr

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from cellray.data.gene_sketch import ACCURACY, VALUE_RANGE, GeneSketch, SketchBuilder, bucket_of, merge
-from cellray.data.source import CountBlock
+from cellray.data.medians.sketch import ACCURACY, VALUE_RANGE, GeneSketch, SketchBuilder, bucket_of, merge
+from cellray.data.sources.contract import CountBlock
 from tests.conftest import random_counts
 
 MARGIN = 1 + 1e-9  # rounding

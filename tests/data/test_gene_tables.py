@@ -8,8 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from cellray.data.gene_tables import GeneTables, read_gene_tables, read_retired_ids
-from cellray.data.median_sources import NO_ENSEMBL_ID, NO_NAME, NOT_LISTED, OTHER_TYPE, _genes
+from cellray.data.medians.gene_tables import GeneTables, read_gene_tables, read_retired_ids
+from cellray.data.medians.sources import NO_ENSEMBL_ID, NO_NAME, NOT_LISTED, OTHER_TYPE, _genes
 from cellray.errors import InputError
 from tests.conftest import GENES
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from cellray import storage
-from cellray.data.corpus import Corpus, damaged_shards
-from cellray.data.hf_dataset import export_dataset
-from cellray.data.hf_import import ImportConfig, import_dataset
+from cellray.data.corpora.corpus import Corpus, damaged_shards
+from cellray.data.corpora.hf_dataset import export_dataset
+from cellray.data.corpora.hf_import import ImportConfig, import_dataset
 from cellray.data.report import report
 from cellray.errors import InputError
 from cellray.vocabulary import GeneVocabulary
@@ -81,7 +81,7 @@ def test_there_and_back_gives_the_same_cells(corpus: Corpus, tmp_path: Path) -> 
 def test_an_export_is_complete_or_absent(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out.dataset"
     with monkeypatch.context() as broken:
-        broken.setattr("cellray.data.hf_dataset.state_json", lambda *_: 1 / 0)
+        broken.setattr("cellray.data.corpora.hf_dataset.state_json", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             export_dataset(corpus, str(out))
     assert not list(tmp_path.glob("*out.dataset*"))

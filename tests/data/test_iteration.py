@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from cellray.data.concatenate import ConcatConfig, concat_corpora
-from cellray.data.corpus import Corpus
-from cellray.data.torch_dataset import CorpusDataset
+from cellray.data.corpora.concatenate import ConcatConfig, concat_corpora
+from cellray.data.corpora.corpus import Corpus
+from cellray.data.corpora.torch_dataset import CorpusDataset
 from cellray.errors import InputError
 from cellray.vocabulary import GeneVocabulary
 from tests.data.corpora import rows_of, tokenized
@@ -157,7 +157,7 @@ def test_embeddings_of_a_concatenation_are_those_of_its_parts(
 
 @pytest.mark.usefixtures("ray_session")
 def test_one_worker_or_two_split_into_the_same_bytes(corpus: Corpus, tmp_path: Path) -> None:
-    from cellray.data.splitting import SplitConfig, split_corpus
+    from cellray.data.corpora.splitting import SplitConfig, split_corpus
 
     made = []
     for workers in (1, 2):

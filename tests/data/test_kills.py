@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cellray import storage
-from cellray.data.corpus import Corpus, damaged_shards
+from cellray.data.corpora.corpus import Corpus, damaged_shards
 from cellray.data.tokenization import TokenizeConfig, tokenize_corpus
 from cellray.errors import InputError
 from cellray.vocabulary import GeneVocabulary

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cellray.data import map_merge
-from cellray.data.map_merge import MergeTree, map_units
+from cellray.data.medians import map_merge
+from cellray.data.medians.map_merge import MergeTree, map_units
 from cellray.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("ray_session")

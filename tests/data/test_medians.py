@@ -9,11 +9,12 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from cellray.data import measure, median_sources
-from cellray.data.gene_sketch import ACCURACY
-from cellray.data.gene_tables import GeneTables
-from cellray.data.measure import grouped_median
-from cellray.data.medians import MedianConfig, build_vocabulary, describe_origin
+from cellray.data.medians import measure
+from cellray.data.medians import sources as median_sources
+from cellray.data.medians.build import MedianConfig, build_vocabulary, describe_origin
+from cellray.data.medians.gene_tables import GeneTables
+from cellray.data.medians.measure import grouped_median
+from cellray.data.medians.sketch import ACCURACY
 from cellray.data.session import plain_errors
 from cellray.data.tokenization import TokenizeConfig, tokenize_corpus
 from cellray.errors import InputError
@@ -94,7 +95,7 @@ def test_how_the_work_is_cut_and_by_how_many_it_is_done_cannot_be_seen(
     one = build_vocabulary(MedianConfig(source=paths, workers=1))
     monkeypatch.setattr(median_sources, "_LEAST_UNIT_CELLS", 1)
     monkeypatch.setattr(median_sources, "MOST_UNIT_CELLS", 9)
-    monkeypatch.setattr("cellray.data.map_merge.FAN_IN", 3)
+    monkeypatch.setattr("cellray.data.medians.map_merge.FAN_IN", 3)
     many = build_vocabulary(MedianConfig(source=paths, workers=2))
     assert many.to_json() == one.to_json()
     assert build_vocabulary(MedianConfig(source=paths[::-1])).digest == one.digest

@@ -10,15 +10,17 @@ import pytest
 from scipy import sparse
 
 from cellray import schema, storage
-from cellray.data import doublets, quality_plan, quality_run
-from cellray.data.cell_metrics import MetricsWorker
-from cellray.data.mitochondrial import HUMAN, find_mitochondrial
 from cellray.data.parts import Unit, find_part, make_part
-from cellray.data.quality import QualityTable
-from cellray.data.quality_plan import QualityConfig, QualityPlan, describe_source
-from cellray.data.quality_report import report
-from cellray.data.quality_rules import REASONS, CellMetrics, DatasetBounds, Moments, can_exclude, judge
-from cellray.data.quality_run import quality_control
+from cellray.data.quality import doublets
+from cellray.data.quality import plan as quality_plan
+from cellray.data.quality import run as quality_run
+from cellray.data.quality.metrics import MetricsWorker
+from cellray.data.quality.mitochondrial import HUMAN, find_mitochondrial
+from cellray.data.quality.plan import QualityConfig, QualityPlan, describe_source
+from cellray.data.quality.report import report
+from cellray.data.quality.rules import REASONS, CellMetrics, DatasetBounds, Moments, can_exclude, judge
+from cellray.data.quality.run import quality_control
+from cellray.data.quality.table import QualityTable
 from cellray.errors import InputError
 from cellray.plots import quality_png
 from cellray.safe_pickle import load_plain_dict

@@ -13,7 +13,7 @@ from scipy import sparse
 from cellray.data import gene_ids
 from cellray.data.checks import check_block, sum_duplicates
 from cellray.data.plan import describe_source
-from cellray.data.source import open_source, require_obs
+from cellray.data.sources.contract import open_source, require_obs
 from cellray.data.tokenization import TokenizeConfig
 from cellray.errors import InputError
 from cellray.rank_value import UNKNOWN_GENE

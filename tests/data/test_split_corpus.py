@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from cellray.data.concatenate import ConcatConfig, concat_corpora
-from cellray.data.corpus import Corpus, damaged_shards
+from cellray.data.corpora.concatenate import ConcatConfig, concat_corpora
+from cellray.data.corpora.corpus import Corpus, damaged_shards
+from cellray.data.corpora.splitting import SplitConfig, SubsampleConfig, folder_names, split_corpus, subsample_corpus
 from cellray.data.report import report
-from cellray.data.splitting import SplitConfig, SubsampleConfig, folder_names, split_corpus, subsample_corpus
 from cellray.errors import InputError
 from cellray.vocabulary import GeneVocabulary
 from tests.data.corpora import rows_of, tokenized, units_here

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import sparse
 
-from cellray.data.source import CountBlock, open_source
+from cellray.data.sources.contract import CountBlock, open_source
 from cellray.data.suspicions import suspicions
 
 

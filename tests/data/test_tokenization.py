@@ -12,7 +12,7 @@ import pytest
 from scipy import sparse
 
 from cellray import storage
-from cellray.data.corpus import Corpus, damaged_shards, read_rows
+from cellray.data.corpora.corpus import Corpus, damaged_shards, read_rows
 from cellray.data.parts import make_part
 from cellray.data.report import report
 from cellray.data.tokenization import TokenizeConfig, dry_run, tokenize_corpus

@@ -10,7 +10,7 @@ import torch
 from transformers import BertForMaskedLM
 
 from cellray.data.collate import TokenRows
-from cellray.data.corpus import Corpus, read_rows
+from cellray.data.corpora.corpus import Corpus, read_rows
 from cellray.data.tokenization import TokenizeConfig, tokenize_corpus
 from cellray.errors import InputError
 from cellray.infer.embed import EmbedConfig, embed_cells, embed_rows
@@ -206,7 +206,7 @@ def test_pca_sees_the_counts_of_the_matrix_asked_for(make_h5ad: Make) -> None:
 def test_an_imported_dataset_becomes_an_h5ad_too(model: str, vocabulary_v2: GeneVocabulary, tmp_path: Path) -> None:
     from datasets import Dataset
 
-    from cellray.data.hf_import import ImportConfig, import_dataset
+    from cellray.data.corpora.hf_import import ImportConfig, import_dataset
 
     rows = [[2, 5, 6, 3], [2, 3], [2, 9, 3]]
     saved = Dataset.from_dict({"input_ids": rows, "length": [4, 2, 3], "type": ["a", "b", "c"]})

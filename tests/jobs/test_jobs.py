@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cellray.config import JobConfig
-from cellray.data import demo_data
+from cellray.data.sources import demo_data
 from cellray.errors import InputError
 from cellray.vocabulary import GeneVocabulary
 from jobs import build_vocabulary, demo, embed_cells, tokenize_corpus

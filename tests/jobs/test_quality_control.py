@@ -6,8 +6,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from cellray.data.mitochondrial import HUMAN
-from cellray.data.quality_plan import QualityConfig
+from cellray.data.quality.mitochondrial import HUMAN
+from cellray.data.quality.plan import QualityConfig
 from cellray.errors import InputError
 from jobs import quality_control
 from tests.conftest import random_counts

@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 from transformers import AutoModelForMaskedLM, BertForMaskedLM
 
 from cellray import storage
-from cellray.data.corpus import Corpus
+from cellray.data.corpora.corpus import Corpus
 from cellray.data.tokenization import TokenizeConfig, tokenize_corpus
 from cellray.errors import InputError
 from cellray.model.checkpoint import ModelDirectory

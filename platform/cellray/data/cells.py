@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from cellray.data.source import CountSource
+from cellray.data.sources.contract import CountSource
 from cellray.errors import InputError
 from cellray.schema import FILTER_PASS
 

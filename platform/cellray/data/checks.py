@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from cellray.data.source import CountBlock, CountSource
+from cellray.data.sources.contract import CountBlock, CountSource
 from cellray.errors import InputError, listing
 
 _MAX_COUNT = float(1 << 53)  # float64 holds whole numbers exactly up to here

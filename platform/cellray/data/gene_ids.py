@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from cellray.data.source import CountSource
+from cellray.data.sources.contract import CountSource
 from cellray.errors import InputError, listing
 from cellray.rank_value import UNKNOWN_GENE, ColumnGenes
 from cellray.schema import GeneReport

@@ -14,7 +14,7 @@ from cellray.data import gene_ids
 from cellray.data.checks import check_block
 from cellray.data.guarded import call_guarded
 from cellray.data.session import ensure_ray
-from cellray.data.source import format_of, open_source, require_obs
+from cellray.data.sources.contract import format_of, open_source, require_obs
 from cellray.data.suspicions import suspicions
 from cellray.errors import InputError, listing
 from cellray.schema import GeneReport

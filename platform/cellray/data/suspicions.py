@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from cellray.data.source import CountBlock
+from cellray.data.sources.contract import CountBlock
 
 _ENOUGH_CELLS = 50
 _MANY_GENES = 200  # detected genes a cell, on average, from which a real cell has some gene with many counts

@@ -20,14 +20,14 @@ from cellray.config import JobConfig
 from cellray.data import gene_ids
 from cellray.data.cells import filter_pass, total_counts
 from cellray.data.checks import check_block, duplicate_entries, sum_duplicates
-from cellray.data.locate import expand_sources
-from cellray.data.names import repeated_names
+from cellray.data.corpora.names import repeated_names
 from cellray.data.parts import PartWriter, Unit, find_part
 from cellray.data.plan import SourcePlan, common_kinds, describe_sources, read_mapping
 from cellray.data.publishing import finished, publish_manifest
-from cellray.data.quality import QualityTable
+from cellray.data.quality.table import QualityTable
 from cellray.data.session import ensure_ray, plain_errors
-from cellray.data.source import CountBlock, CountSource, open_source
+from cellray.data.sources.contract import CountBlock, CountSource, open_source
+from cellray.data.sources.locate import expand_sources
 from cellray.data.units import run_units
 from cellray.errors import InputError, combined, listing
 from cellray.rank_value import EncodedCells, encode_rows

@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from cellray import schema, storage
 from cellray.config import JobConfig
 from cellray.data.collate import TokenRows, token_budget_batches
-from cellray.data.corpus import Corpus
+from cellray.data.corpora.corpus import Corpus
 from cellray.data.parts import PartWriter, Unit
 from cellray.data.publishing import finished, publish_manifest
 from cellray.data.session import default_threads, ensure_ray, plain_errors

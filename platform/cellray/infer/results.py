@@ -9,10 +9,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cellray import schema, storage
-from cellray.data import hf_import
-from cellray.data.anndata_store import open_hdf5
-from cellray.data.corpus import Corpus, read_rows
-from cellray.data.source import open_source
+from cellray.data.corpora import hf_import
+from cellray.data.corpora.corpus import Corpus, read_rows
+from cellray.data.sources.anndata_store import open_hdf5
+from cellray.data.sources.contract import open_source
 from cellray.errors import InputError
 from cellray.model.pooling import CELL_POOLINGS
 from cellray.plots import umap_png

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from cellray import schema
 from cellray.data.collate import TokenRows, length_grouped_batches
-from cellray.data.corpus import Corpus, read_rows
-from cellray.data.split import held_out
+from cellray.data.corpora.corpus import Corpus, read_rows
+from cellray.data.corpora.split import held_out
 from cellray.train.loop import Batch
 
 _RANGE_CELLS = 4096  # cells a read task brings

@@ -13,9 +13,9 @@ from transformers import BertForMaskedLM
 
 from cellray import schema, storage, tracking
 from cellray.config import JobConfig
-from cellray.data.corpus import Corpus
+from cellray.data.corpora.corpus import Corpus
+from cellray.data.corpora.split import held_out
 from cellray.data.session import default_threads, ensure_ray, plain_errors
-from cellray.data.split import held_out
 from cellray.errors import InputError
 from cellray.model.checkpoint import CONFIG, ModelDirectory, save_model
 from cellray.model.presets import bert_config

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from cellray import schema
-from cellray.data.corpus import Corpus, scan
+from cellray.data.corpora.corpus import Corpus, scan
 from cellray.schema import PartRecord
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)

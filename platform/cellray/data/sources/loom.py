@@ -10,9 +10,9 @@ import h5py
 import pandas as pd
 import pyarrow as pa
 
-from cellray.data.anndata_store import BROKEN, FIX, KIND_OF_DTYPE, first_line, open_hdf5, readable
-from cellray.data.matrices import DenseRows
-from cellray.data.source import CountBlock
+from cellray.data.sources.anndata_store import BROKEN, FIX, KIND_OF_DTYPE, first_line, open_hdf5, readable
+from cellray.data.sources.contract import CountBlock
+from cellray.data.sources.matrices import DenseRows
 from cellray.errors import InputError, listing
 
 _CELL_NAMES = ("CellID", "obs_names", "cell_names", "CellName")
@@ -20,7 +20,7 @@ _GENE_NAMES = ("var_names", "Gene", "gene_names", "Accession")
 
 
 class LoomSource:
-    """An open loom file; see `cellray.data.source.CountSource`. `X` is its main matrix."""
+    """An open loom file; see `cellray.data.sources.contract.CountSource`. `X` is its main matrix."""
 
     def __init__(self, uri: str, matrix: str, file: h5py.File, close: Callable[[], None]) -> None:
         self.uri, self.matrix = uri, matrix

@@ -13,8 +13,8 @@ from pydantic import Field
 
 from cellray import schema, storage
 from cellray.config import JobConfig
-from cellray.data.corpus import Corpus
-from cellray.data.hf_layout import INFO, STATE, info_json, state_json, with_features
+from cellray.data.corpora.corpus import Corpus
+from cellray.data.corpora.hf_layout import INFO, STATE, info_json, state_json, with_features
 
 logger = logging.getLogger(__name__)
 

@@ -10,14 +10,14 @@ from pydantic import Field, model_validator
 from cellray import schema, storage
 from cellray.config import JobConfig
 from cellray.data import gene_ids
-from cellray.data.cell_metrics import MetricsOptions
 from cellray.data.cells import marked
 from cellray.data.checks import check_block
-from cellray.data.locate import expand_sources
-from cellray.data.mitochondrial import find_mitochondrial
 from cellray.data.parts import Unit
 from cellray.data.plan import FIRST_CELLS, look_at_all, read_mapping
-from cellray.data.source import CountSource, format_of, open_source
+from cellray.data.quality.metrics import MetricsOptions
+from cellray.data.quality.mitochondrial import find_mitochondrial
+from cellray.data.sources.contract import CountSource, format_of, open_source
+from cellray.data.sources.locate import expand_sources
 from cellray.data.suspicions import suspicions
 from cellray.errors import InputError, combined, listing
 from cellray.schema import FailedSource, GeneReport, QualityRules

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from cellray.data.cell_order import COLUMNS, CellKeys, cell_keys
-from cellray.data.corpus import Corpus, scan
+from cellray.data.corpora.cell_order import COLUMNS, CellKeys, cell_keys
+from cellray.data.corpora.corpus import Corpus, scan
 from cellray.schema import PartRecord
 
 Bound = tuple[int, int] | None

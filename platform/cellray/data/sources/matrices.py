@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from cellray.data.hdf5_chunks import fast_array
-from cellray.data.source import CountBlock
+from cellray.data.sources.contract import CountBlock
+from cellray.data.sources.hdf5_chunks import fast_array
 
 SCAN_VALUES = 4_000_000
 """Stored values held at a time while a matrix that is not stored by cell is scanned (48 MB at most)."""

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from cellray import schema, storage
 from cellray.data.cells import filter_pass, marked, names_in
 from cellray.data.checks import check_block, sum_duplicates
-from cellray.data.mitochondrial import MitochondrialColumns, find_mitochondrial
 from cellray.data.parts import PartWriter, Unit
 from cellray.data.plan import read_mapping
-from cellray.data.quality_rules import CellMetrics
-from cellray.data.source import CountBlock, CountSource, open_source
+from cellray.data.quality.mitochondrial import MitochondrialColumns, find_mitochondrial
+from cellray.data.quality.rules import CellMetrics
+from cellray.data.sources.contract import CountBlock, CountSource, open_source
 from cellray.errors import InputError
 from cellray.vocabulary import GeneVocabulary
 
@@ -51,7 +51,7 @@ METRICS_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class MetricsOptions:
-    """What a worker needs beside its unit; see `cellray.data.quality_run.QualityConfig`."""
+    """What a worker needs beside its unit; see `cellray.data.quality.run.QualityConfig`."""
 
     vocabulary: GeneVocabulary | None
     matrix: str

@@ -10,10 +10,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from cellray import schema, storage
-from cellray.data.cell_metrics import cell_metrics, fraction
-from cellray.data.corpus import read_rows
+from cellray.data.corpora.corpus import read_rows
 from cellray.data.parts import PartWriter, Unit
-from cellray.data.quality_rules import REASONS, DatasetBounds, judge
+from cellray.data.quality.metrics import cell_metrics, fraction
+from cellray.data.quality.rules import REASONS, DatasetBounds, judge
 from cellray.errors import InputError
 
 DOUBLET_THRESHOLD = "doublet_threshold"
@@ -49,7 +49,7 @@ class Rules:
     min_genes: int
 
     def verdicts(self, table: pa.Table, doublet: NDArray[np.bool_] | None = None) -> NDArray[np.int8]:
-        """Judge rows of metrics; see `cellray.data.quality_rules.judge`."""
+        """Judge rows of metrics; see `cellray.data.quality.rules.judge`."""
         cells, names = cell_metrics(table, self.mito)
         return judge(cells, {i: self.bounds[name] for i, name in enumerate(names)}, self.min_genes, doublet)
 

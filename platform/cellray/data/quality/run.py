@@ -14,8 +14,14 @@ import numpy as np
 import pyarrow as pa
 
 from cellray import schema, storage
-from cellray.data.cell_metrics import COUNTED, IS_MALIGNANT, MetricsWorker, cell_metrics
-from cellray.data.cell_verdicts import (
+from cellray.data.corpora.corpus import read_rows
+from cellray.data.parts import Unit
+from cellray.data.publishing import finished, publish_manifest
+from cellray.data.quality.doublets import MIN_DOUBLET_CELLS, SCORED, DoubletOptions, DoubletWorker, Library
+from cellray.data.quality.metrics import COUNTED, IS_MALIGNANT, MetricsWorker, cell_metrics
+from cellray.data.quality.plan import QualityConfig, QualityJob, prepare
+from cellray.data.quality.rules import REASONS, DatasetBounds, Moments, can_exclude
+from cellray.data.quality.verdicts import (
     CELLS,
     DOUBLET_THRESHOLD,
     DROPPED,
@@ -25,12 +31,6 @@ from cellray.data.cell_verdicts import (
     VerdictWorker,
     read_metrics,
 )
-from cellray.data.corpus import read_rows
-from cellray.data.doublets import MIN_DOUBLET_CELLS, SCORED, DoubletOptions, DoubletWorker, Library
-from cellray.data.parts import Unit
-from cellray.data.publishing import finished, publish_manifest
-from cellray.data.quality_plan import QualityConfig, QualityJob, prepare
-from cellray.data.quality_rules import REASONS, DatasetBounds, Moments, can_exclude
 from cellray.data.session import ensure_ray, plain_errors
 from cellray.data.units import require_records, run_units
 from cellray.errors import InputError, combined, listing

@@ -11,11 +11,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cellray import schema
-from cellray.data.cell_order import COLUMNS, cell_keys, number_of
-from cellray.data.corpus import Corpus
-from cellray.data.ranks import Bound, class_counts, classes_of, rank_bounds
-from cellray.data.select_cells import NOWHERE
-from cellray.data.split import uniform
+from cellray.data.corpora.cell_order import COLUMNS, cell_keys, number_of
+from cellray.data.corpora.corpus import Corpus
+from cellray.data.corpora.ranks import Bound, class_counts, classes_of, rank_bounds
+from cellray.data.corpora.select_cells import NOWHERE
+from cellray.data.corpora.split import uniform
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from cellray import storage
 from cellray.data.cells import filter_pass, total_counts
 from cellray.data.checks import check_block, sum_duplicates
-from cellray.data.gene_sketch import ACCURACY, TARGET_SUM, GeneSketch, SketchBuilder, merge
-from cellray.data.map_merge import MergeTree, map_units
-from cellray.data.median_sources import Plan, ReadOptions, Unit
+from cellray.data.medians.map_merge import MergeTree, map_units
+from cellray.data.medians.sketch import ACCURACY, TARGET_SUM, GeneSketch, SketchBuilder, merge
+from cellray.data.medians.sources import Plan, ReadOptions, Unit
 from cellray.data.progress import Progress
-from cellray.data.source import CountBlock, CountSource, open_source
+from cellray.data.sources.contract import CountBlock, CountSource, open_source
 from cellray.errors import InputError, listing
 from cellray.schema import FILTER_PASS
 

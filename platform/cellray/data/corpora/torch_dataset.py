@@ -14,7 +14,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from cellray import schema
 from cellray.data.collate import TokenRows
-from cellray.data.corpus import Corpus
+from cellray.data.corpora.corpus import Corpus
 from cellray.data.parts import Unit
 from cellray.errors import InputError
 from cellray.vocabulary import PAD

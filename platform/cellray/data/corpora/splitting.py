@@ -8,10 +8,10 @@ from pydantic import Field, model_validator
 
 from cellray import schema, storage
 from cellray.config import JobConfig
-from cellray.data.corpus import Corpus
-from cellray.data.ranks import class_counts
-from cellray.data.rules import ByShare, ByValue, grouped, so_many_of_each, stratified
-from cellray.data.select_cells import Rule, Target, write_selections
+from cellray.data.corpora.corpus import Corpus
+from cellray.data.corpora.ranks import class_counts
+from cellray.data.corpora.rules import ByShare, ByValue, grouped, so_many_of_each, stratified
+from cellray.data.corpora.select_cells import Rule, Target, write_selections
 from cellray.errors import InputError, listing
 from cellray.schema import CorpusManifest
 

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from cellray import schema, storage
-from cellray.data.corpus import read_rows
+from cellray.data.corpora.corpus import read_rows
 from cellray.errors import InputError
 from cellray.schema import PartRecord, QualityManifest
 
@@ -49,7 +49,7 @@ class QualityTable:
         Parameters
         ----------
         source_uri
-            Absolute, as `cellray.data.locate.expand_sources` gives it.
+            Absolute, as `cellray.data.sources.locate.expand_sources` gives it.
         source_version
             As `cellray.storage.stamp` gives it.
 

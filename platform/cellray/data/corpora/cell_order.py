@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cellray import schema, storage
-from cellray.data.split import scramble
+from cellray.data.corpora.split import scramble
 
 COLUMNS = (schema.CELL_ID, schema.SOURCE_ROW, schema.N_COUNTS)
 """What the order of cells needs to know of them."""

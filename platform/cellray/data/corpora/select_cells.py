@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from cellray import schema, storage
-from cellray.data.corpus import Corpus, scan
+from cellray.data.corpora.corpus import Corpus, scan
 from cellray.data.parts import PartWriter, Unit
 from cellray.data.publishing import finished, publish_manifest
 from cellray.data.session import ensure_ray, plain_errors

@@ -16,7 +16,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from cellray.data.source import CountBlock
+from cellray.data.sources.contract import CountBlock
 
 ACCURACY = 0.0025
 """Largest relative error of a median. Half of it would need nearly twice the memory."""

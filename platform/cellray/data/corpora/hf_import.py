@@ -17,11 +17,11 @@ from pydantic import Field
 
 from cellray import schema, storage
 from cellray.config import JobConfig
-from cellray.data.hf_layout import SavedDataset
+from cellray.data.corpora.hf_layout import SavedDataset
+from cellray.data.corpora.token_checks import check_rows
 from cellray.data.parts import PartWriter, Unit
 from cellray.data.publishing import finished, publish_manifest
 from cellray.data.session import ensure_ray, plain_errors
-from cellray.data.token_checks import check_rows
 from cellray.data.units import require_records, run_units
 from cellray.errors import InputError, listing
 from cellray.schema import CorpusManifest, Encoding, GeneReport, PartRecord, SourceRecord
@@ -178,7 +178,8 @@ def import_dataset(config: ImportConfig) -> Imported:
     Raises
     ------
     InputError
-        The dataset breaks a rule (see `plan_import`, `cellray.data.token_checks`), or the output holds something else.
+        The dataset breaks a rule (see `plan_import`, `cellray.data.corpora.token_checks`), or the output holds
+        something else.
     """
     plan, output = plan_import(config), storage.absolute(config.output)
     request = schema.request_digest(artefact="imported corpus", units=[unit.key for unit in plan.units])

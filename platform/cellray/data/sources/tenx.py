@@ -13,9 +13,9 @@ import pandas as pd
 import pyarrow as pa
 
 from cellray import storage
-from cellray.data.anndata_store import BROKEN, FIX, first_line, open_hdf5, readable
-from cellray.data.matrices import CsrRows
-from cellray.data.source import CountBlock
+from cellray.data.sources.anndata_store import BROKEN, FIX, first_line, open_hdf5, readable
+from cellray.data.sources.contract import CountBlock
+from cellray.data.sources.matrices import CsrRows
 from cellray.errors import InputError, listing
 
 MAX_TEXT_VALUES = 60_000_000
@@ -27,7 +27,7 @@ _LINES = 1_000_000
 
 
 class TenxSource:
-    """An opened Cell Ranger matrix; see `cellray.data.source.CountSource`.
+    """An opened Cell Ranger matrix; see `cellray.data.sources.contract.CountSource`.
 
     Features that are not genes (antibodies, guides) stay columns without a gene id.
     """

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from cellray import storage
-from cellray.data.source import FORMATS
+from cellray.data.sources.contract import FORMATS
 from cellray.errors import InputError, listing
 
 LIST_ENDINGS = (".txt", ".list")

@@ -1,6 +1,6 @@
 """From files of counts to a gene vocabulary: nonzero medians, the one corpus-wide statistic of rank value encoding.
 
-By a sketch (see `cellray.data.gene_sketch`) for any number of cells, or exactly for as many values as fit in memory.
+By a sketch (see `cellray.data.medians.sketch`) for any number of cells, or exactly for as many values as fit in memory.
 Sources are opened, cut into units, mapped on Ray; what each unit found is merged.
 """
 
@@ -12,12 +12,12 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from cellray.config import JobConfig
-from cellray.data.gene_sketch import ACCURACY
-from cellray.data.gene_tables import GeneTables, read_gene_tables
-from cellray.data.locate import expand_sources
-from cellray.data.measure import MAX_VALUES, Measured, exact, sketched
-from cellray.data.median_sources import Plan, ReadOptions, counted, open_sources
+from cellray.data.medians.gene_tables import GeneTables, read_gene_tables
+from cellray.data.medians.measure import MAX_VALUES, Measured, exact, sketched
+from cellray.data.medians.sketch import ACCURACY
+from cellray.data.medians.sources import Plan, ReadOptions, counted, open_sources
 from cellray.data.session import ensure_ray, plain_errors
+from cellray.data.sources.locate import expand_sources
 from cellray.errors import InputError, listing
 from cellray.vocabulary import GeneVocabulary
 

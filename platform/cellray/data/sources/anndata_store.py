@@ -18,9 +18,9 @@ from anndata._io.specs.registry import IORegistryError
 from anndata.io import read_elem
 
 from cellray import storage
-from cellray.data import gate
-from cellray.data.matrices import CscRows, CsrRows, DenseRows, MatrixRows
-from cellray.data.source import CountBlock
+from cellray.data.sources import gate
+from cellray.data.sources.contract import CountBlock
+from cellray.data.sources.matrices import CscRows, CsrRows, DenseRows, MatrixRows
 from cellray.errors import InputError, listing
 
 KIND_OF_DTYPE = {"b": "flag", "i": "integer", "u": "integer", "f": "real"}
@@ -33,7 +33,7 @@ BROKEN = (
 
 
 class AnnDataSource:
-    """An open AnnData file; see `cellray.data.source.CountSource`.
+    """An open AnnData file; see `cellray.data.sources.contract.CountSource`.
 
     Parameters
     ----------

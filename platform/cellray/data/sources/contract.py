@@ -80,12 +80,12 @@ class CountSource(Protocol):
 
 
 FORMATS = {
-    ".h5ad": "cellray.data.anndata_store:open_h5ad",
-    ".zarr": "cellray.data.anndata_store:open_zarr",
-    ".loom": "cellray.data.loom:open_loom",
-    ".h5": "cellray.data.tenx:open_tenx_h5",
-    "matrix.mtx.gz": "cellray.data.tenx:open_tenx_mtx",
-    "matrix.mtx": "cellray.data.tenx:open_tenx_mtx",
+    ".h5ad": "cellray.data.sources.anndata_store:open_h5ad",
+    ".zarr": "cellray.data.sources.anndata_store:open_zarr",
+    ".loom": "cellray.data.sources.loom:open_loom",
+    ".h5": "cellray.data.sources.tenx:open_tenx_h5",
+    "matrix.mtx.gz": "cellray.data.sources.tenx:open_tenx_mtx",
+    "matrix.mtx": "cellray.data.sources.tenx:open_tenx_mtx",
 }
 """Ending of a file's name to the function (uri, matrix) that opens it, imported when needed."""
 

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from cellray import schema, storage
 from cellray.config import JobConfig
-from cellray.data.corpus import Corpus
+from cellray.data.corpora.corpus import Corpus
 from cellray.data.plan import common_kinds
 from cellray.data.publishing import finished, publish_manifest
 from cellray.errors import InputError, listing

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from cellray import storage
 from cellray.data import gene_ids
-from cellray.data.gene_tables import GeneTables
+from cellray.data.medians.gene_tables import GeneTables
 from cellray.data.plan import look_at_all
-from cellray.data.source import open_source, require_obs
+from cellray.data.sources.contract import open_source, require_obs
 from cellray.errors import InputError, combined
 from cellray.vocabulary import IdType
 
@@ -32,7 +32,7 @@ _MOST_PIECES = 256
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """Which parts of a source are read; see `cellray.data.medians.MedianConfig`."""
+    """Which parts of a source are read; see `cellray.data.medians.build.MedianConfig`."""
 
     matrix: str
     gene_ids: str | None

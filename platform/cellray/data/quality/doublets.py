@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from cellray import schema
-from cellray.data.cell_metrics import READ_CELLS, require_version
-from cellray.data.cell_verdicts import DOUBLET_SCHEMA, Rules, read_metrics
 from cellray.data.parts import PartWriter, Unit
-from cellray.data.source import open_source
+from cellray.data.quality.metrics import READ_CELLS, require_version
+from cellray.data.quality.verdicts import DOUBLET_SCHEMA, Rules, read_metrics
+from cellray.data.sources.contract import open_source
 from cellray.errors import InputError
 
 MAX_DOUBLET_CELLS = 20_000

@@ -1,0 +1,1 @@
+"""Token corpora: opened, concatenated, split, counted, exported and iterated."""

@@ -1,0 +1,1 @@
+"""Quality control: which cells are sound, and why others are not."""

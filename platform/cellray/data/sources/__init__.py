@@ -1,0 +1,1 @@
+"""Readers of files of counts, one a format, and what is checked before they read."""
