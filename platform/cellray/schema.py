@@ -32,6 +32,9 @@ GENE = "gene"
 RESERVED_COLUMNS = (INPUT_IDS, LENGTH, CELL_ID, N_COUNTS, SOURCE_ROW, EMBEDDING, GENE)
 """Names an obs column may not bear."""
 
+QUALITY_CONTROL = "quality control"
+"""Why a cell was left out that the verdicts of quality control do not let pass."""
+
 FILTER_PASS = "filter_pass"  # noqa: S105  # the official name of the obs column that selects cells
 
 SOURCE = "source"

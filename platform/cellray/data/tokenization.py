@@ -24,6 +24,8 @@ from cellray.data.corpora.names import repeated_names
 from cellray.data.parts import PartWriter, Unit, find_part
 from cellray.data.plan import SourcePlan, common_kinds, describe_sources, read_mapping
 from cellray.data.publishing import finished, publish_manifest
+from cellray.data.quality.plan import QualityConfig
+from cellray.data.quality.run import quality_control
 from cellray.data.quality.table import QualityTable
 from cellray.data.session import ensure_ray, plain_errors
 from cellray.data.sources.contract import CountBlock, CountSource, open_source
@@ -41,7 +43,7 @@ READ_CELLS = 1024
 
 DROPPED = {
     "dropped_filter_pass": schema.FILTER_PASS,
-    "dropped_quality": "quality control",
+    "dropped_quality": schema.QUALITY_CONTROL,
     "dropped_no_counts": "no counts",
     "dropped_no_gene": "no gene of the vocabulary",
 }
@@ -65,7 +67,9 @@ class TokenizeConfig(JobConfig):
         None, description="obs column with each cell's total count; default: the sum over all columns of the matrix"
     )
     quality: str | None = Field(
-        None, description="directory of jobs.quality_control: its verdicts stand for the obs column filter_pass"
+        None,
+        description="directory of jobs.quality_control, whose verdicts stand for the obs column filter_pass; made "
+        "there, by the default rules, if there is none",
     )
     input_size: int | None = Field(None, gt=4, description="tokens of a row, default: the vocabulary's [tokens]")
     cells_per_shard: int = Field(8192, ge=1, description="most cells of a source that go into one shard [cells]")
@@ -116,7 +120,7 @@ def prepare(config: TokenizeConfig) -> Job:
     """
     vocabulary = GeneVocabulary.load(config.vocabulary)
     uris = expand_sources(config.source)
-    quality = QualityTable.open(config.quality) if config.quality else None
+    quality = _quality(config)
     described = [_judged(found, quality) for found in describe_sources(uris, config, vocabulary)]
     errors = [found for found in described if isinstance(found, InputError)]
     plans = [found for found in described if isinstance(found, SourcePlan)]
@@ -136,6 +140,16 @@ def prepare(config: TokenizeConfig) -> Job:
     )
     units = plan_units(plans, options, config.cells_per_shard)
     return Job(storage.absolute(config.output), plans, failed, options, units)
+
+
+def _quality(config: TokenizeConfig) -> QualityTable | None:
+    """Open the quality control that is asked for; make it if it is not there."""
+    if config.quality is None:
+        return None
+    if not config.dry_run and not storage.exists(storage.join(config.quality, schema.MANIFEST)):
+        shared = ("source", "vocabulary", "matrix", "gene_ids", "on_bad_file", "workers")
+        quality_control(QualityConfig(output=config.quality, **{name: getattr(config, name) for name in shared}))
+    return QualityTable.open(config.quality)
 
 
 def _judged(found: SourcePlan | InputError, quality: QualityTable | None) -> SourcePlan | InputError:

@@ -16,6 +16,7 @@ from cellray.data.medians.gene_tables import GeneTables, read_gene_tables
 from cellray.data.medians.measure import MAX_VALUES, Measured, exact, sketched
 from cellray.data.medians.sketch import ACCURACY
 from cellray.data.medians.sources import Plan, ReadOptions, counted, open_sources
+from cellray.data.quality.table import QualityTable
 from cellray.data.session import ensure_ray, plain_errors
 from cellray.data.sources.locate import expand_sources
 from cellray.errors import InputError, listing
@@ -42,6 +43,9 @@ class MedianConfig(JobConfig):
         "v1", description="special tokens and input size: v1 (<pad>, <mask>; 2,048) or v2 (and <cls>, <eos>; 4,096)"
     )
     input_size: int | None = Field(None, gt=4, description="tokens of a row, default: the generation's [tokens]")
+    quality: str | None = Field(
+        None, description="directory of jobs.quality_control: its verdicts stand for the obs column filter_pass"
+    )
     gene_table: str | None = Field(
         None,
         description="table (.csv, .tsv, .parquet) of the genes to keep, with a column of gene ids and, if it has them, "
@@ -72,8 +76,9 @@ def build_vocabulary(config: MedianConfig) -> GeneVocabulary:
     """Measure the nonzero median of every gene over all sources and give each a token.
 
     The median of x / n_counts * 10,000 over the cells with x > 0 (Theodoris et al. 2023, Methods); columns of one gene
-    are summed first; genes never seen get no token. Cells with `filter_pass` other than 1 are left out. The result is
-    the same for any number of workers. What was read and left out stands in the vocabulary's `origin`.
+    are summed first; genes never seen get no token. Cells with `filter_pass` other than 1, or with `quality` those that
+    it does not let pass, are left out. The result is the same for any number of workers. What was read and left out
+    stands in the vocabulary's `origin`.
 
     Raises
     ------
@@ -83,7 +88,8 @@ def build_vocabulary(config: MedianConfig) -> GeneVocabulary:
     """
     uris = expand_sources(config.source)
     tables = read_gene_tables(config.gene_table, config.gene_types, config.retired_ids)
-    options = ReadOptions(config.matrix, config.gene_ids, config.n_counts_column)
+    quality = QualityTable.open(config.quality) if config.quality else None
+    options = ReadOptions(config.matrix, config.gene_ids, config.n_counts_column, quality)
     plan = open_sources(uris, options, tables, config.workers)
     ensure_ray()
     measured = (exact if config.exact else sketched)(plan, options, config.workers)

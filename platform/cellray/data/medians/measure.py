@@ -21,7 +21,7 @@ from cellray.data.medians.sources import Plan, ReadOptions, Unit
 from cellray.data.progress import Progress
 from cellray.data.sources.contract import CountBlock, CountSource, open_source
 from cellray.errors import InputError, listing
-from cellray.schema import FILTER_PASS
+from cellray.schema import FILTER_PASS, QUALITY_CONTROL
 
 MAX_VALUES = 150_000_000
 """Most nonzero values held at once by `--exact` (about 4 GB while they are sorted)."""
@@ -53,7 +53,7 @@ class Measured:
     @property
     def left_out(self) -> Counter[str]:
         """Cells left out, by reason."""
-        return +Counter({reason: self.tally[reason] for reason in (FILTER_PASS, NO_COUNTS)})
+        return +Counter({reason: self.tally[reason] for reason in (FILTER_PASS, QUALITY_CONTROL, NO_COUNTS)})
 
 
 def sketched(plan: Plan, options: ReadOptions, workers: int | None) -> Measured:
@@ -174,14 +174,20 @@ def _cells(
             raise InputError(piece.uri, "a source may not change while it is read", "another version", "Run again.")
         with open_source(piece.uri, options.matrix) as source:
             for start in range(piece.start, piece.stop, _RANGE_CELLS):
-                for block in source.blocks(start, min(start + _RANGE_CELLS, piece.stop), _READ_CELLS):
-                    yield _look(source, block, options, columns[piece.columns], n_genes, tally, piece.repeated)
+                stop = min(start + _RANGE_CELLS, piece.stop)
+                judged = None
+                if options.quality is not None:
+                    judged = options.quality.passed(piece.uri, piece.version, start, stop)
+                for block in source.blocks(start, stop, _READ_CELLS):
+                    own = judged[block.start - start :][: block.n_cells] if judged is not None else None
+                    yield _look(source, block, options, own, columns[piece.columns], n_genes, tally, piece.repeated)
 
 
 def _look(
     source: CountSource,
     block: CountBlock,
     options: ReadOptions,
+    judged: NDArray[np.bool_] | None,
     columns: NDArray[np.int32],
     n_genes: int,
     tally: Counter[str],
@@ -191,13 +197,13 @@ def _look(
     totals = check_block(block, source)
     start, stop = block.start, block.start + block.n_cells
     n_counts = total_counts(source, options.n_counts_column, start, stop, totals.n_counts)
-    passed = filter_pass(source, start, stop)
+    passed = filter_pass(source, start, stop) if judged is None else judged
     used = n_counts[passed & (totals.n_counts > 0)]
     if len(used) and not (used.min() >= _TOTALS[0] and used.max() <= _TOTALS[1]):
         found = f"{used.min():g}..{used.max():g}"
         raise InputError(source.uri, "cells' totals must be plausible", found, "Correct --n-counts-column.")
     tally["cells"] += block.n_cells
-    tally[FILTER_PASS] += int((~passed).sum())
+    tally[FILTER_PASS if judged is None else QUALITY_CONTROL] += int((~passed).sum())
     tally[NO_COUNTS] += int((passed & (totals.n_counts == 0)).sum())
     if repeated or not totals.canonical:
         block, columns = sum_duplicates(block, columns, n_genes), np.arange(n_genes, dtype=np.int32)

@@ -15,6 +15,7 @@ from cellray import storage
 from cellray.data import gene_ids
 from cellray.data.medians.gene_tables import GeneTables
 from cellray.data.plan import look_at_all
+from cellray.data.quality.table import QualityTable
 from cellray.data.sources.contract import open_source, require_obs
 from cellray.errors import InputError, combined
 from cellray.vocabulary import IdType
@@ -37,6 +38,7 @@ class ReadOptions:
     matrix: str
     gene_ids: str | None
     n_counts_column: str | None
+    quality: QualityTable | None = None
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from cellray import storage
 from cellray.data.sources import gate
 from cellray.data.sources.contract import CountBlock
 from cellray.data.sources.matrices import CscRows, CsrRows, DenseRows, MatrixRows
-from cellray.errors import InputError, listing
+from cellray.errors import InputError, StorageError, listing
 
 KIND_OF_DTYPE = {"b": "flag", "i": "integer", "u": "integer", "f": "real"}
 FIX = "Write the file again with anndata, or copy it again if a transfer was cut off."
@@ -59,7 +59,7 @@ class AnnDataSource:
             self._rows = self._open_matrix()
             self.n_cells, self.n_columns = self._rows.shape
             self._check_tables()
-        except InputError:
+        except (InputError, StorageError):
             close()
             raise
         except BROKEN as error:
@@ -226,7 +226,7 @@ def open_hdf5(uri: str) -> tuple[h5py.File, Callable[[], None]]:
 
     try:
         gate.check_hdf5(uri, stamp.version, file)
-    except InputError:
+    except (InputError, StorageError):
         close()
         raise
     except BROKEN as error:

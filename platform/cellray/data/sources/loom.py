@@ -13,7 +13,7 @@ import pyarrow as pa
 from cellray.data.sources.anndata_store import BROKEN, FIX, KIND_OF_DTYPE, first_line, open_hdf5, readable
 from cellray.data.sources.contract import CountBlock
 from cellray.data.sources.matrices import DenseRows
-from cellray.errors import InputError, listing
+from cellray.errors import InputError, StorageError, listing
 
 _CELL_NAMES = ("CellID", "obs_names", "cell_names", "CellName")
 _GENE_NAMES = ("var_names", "Gene", "gene_names", "Accession")
@@ -34,7 +34,7 @@ class LoomSource:
                 raise InputError(uri, f"it must hold {matrix!r}", listing(self.matrices()), "Correct --matrix.")
             self._rows = DenseRows(file[path], transposed=True)
             self.n_cells, self.n_columns = self._rows.shape
-        except InputError:
+        except (InputError, StorageError):
             close()
             raise
         except BROKEN as error:

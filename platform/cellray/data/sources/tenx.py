@@ -16,7 +16,7 @@ from cellray import storage
 from cellray.data.sources.anndata_store import BROKEN, FIX, first_line, open_hdf5, readable
 from cellray.data.sources.contract import CountBlock
 from cellray.data.sources.matrices import CsrRows
-from cellray.errors import InputError, listing
+from cellray.errors import InputError, StorageError, listing
 
 MAX_TEXT_VALUES = 60_000_000
 """Most stored values of a text matrix (720 MB in memory)."""
@@ -86,7 +86,7 @@ def open_tenx_h5(uri: str, matrix: str) -> TenxSource:
         features = group["features"]
         ids, names, kinds = (_text(features[name]) for name in ("id", "name", "feature_type"))
         return TenxSource(uri, rows, _features(ids, names, kinds), _text(group["barcodes"]), close)
-    except InputError:
+    except (InputError, StorageError):
         close()
         raise
     except BROKEN as error:
