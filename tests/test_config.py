@@ -91,3 +91,15 @@ def test_help_shows_units_and_defaults(capsys: pytest.CaptureFixture[str]) -> No
     shown = " ".join(capsys.readouterr().out.split())
     assert "how many [cells] (default: 3)" in shown
     assert "--config FILE.toml" in shown
+
+
+def test_help_speaks_to_people(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        parse("--help")
+    assert left.value.code == 0
+    shown = capsys.readouterr().out
+    assert "--obs-columns A,B,..." in shown
+    assert "--size N" in shown
+    assert "how many [cells] (default: 3)" in shown
+    assert "None" not in shown
+    assert "()" not in shown

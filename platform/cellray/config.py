@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
+    CliSettingsSource,
     EnvSettingsSource,
     InitSettingsSource,
     PydanticBaseSettingsSource,
@@ -92,6 +93,28 @@ class _Settings(BaseSettings):
         return init_settings, _Environment(settings_cls), InitSettingsSource(settings_cls, cls.file_values)
 
 
+class _CommandLine(CliSettingsSource):  # type: ignore[type-arg]
+    """The command line, with placeholders for people in place of Python's names of types."""
+
+    def _metavar_format(self, obj: Any) -> str:  # noqa: ANN401
+        shown = super()._metavar_format(obj)
+        return _PLACEHOLDERS.get(shown, shown)
+
+    def _help_format(self, *args: Any, **options: Any) -> str:  # noqa: ANN401
+        shown = super()._help_format(*args, **options)
+        return shown.removesuffix(" (default: None)").removesuffix(" (default: ())")
+
+
+_PLACEHOLDERS = {
+    "str": "TEXT",
+    "Path": "PATH",
+    "int": "N",
+    "float": "X",
+    "tuple[str,...]": "A,B,...",
+    "tuple[int,int]": "N,N",
+}
+
+
 def parse_config(config_class: type[ConfigT], argv: Sequence[str], program: str) -> ConfigT:
     """Read a job's options from the command line, the environment and a TOML file.
 
@@ -127,7 +150,8 @@ def parse_config(config_class: type[ConfigT], argv: Sequence[str], program: str)
         },
     )
     try:
-        settings = settings_class(_cli_parse_args=rest, _cli_prog_name=program)
+        command_line = _CommandLine(settings_class, cli_parse_args=rest, cli_prog_name=program)
+        settings = settings_class(_cli_settings_source=command_line)
     except ValidationError as error:
         raise _explain(error, config_class, program) from None
     except SettingsError as error:
