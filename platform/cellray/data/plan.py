@@ -16,8 +16,8 @@ from cellray.data.guarded import call_guarded
 from cellray.data.session import ensure_ray
 from cellray.data.sources.contract import format_of, open_source, require_obs
 from cellray.data.suspicions import suspicions
-from cellray.errors import InputError, listing
-from cellray.schema import GeneReport
+from cellray.errors import InputError, combined, listing
+from cellray.schema import FailedSource, GeneReport
 from cellray.vocabulary import GeneVocabulary
 
 FIRST_CELLS = 1024
@@ -74,6 +74,24 @@ def look_at_all(describe: Callable[[str], PlanT], uris: Sequence[str]) -> list[P
     ensure_ray()
     found = dict(call_guarded(describe, uris, subject=str, time_limit_s=_OPEN_LIMIT_S))
     return [found[uri] for uri in uris]
+
+
+def sift(
+    uris: Sequence[str], described: Sequence[PlanT | InputError], on_bad_file: str
+) -> tuple[list[PlanT], list[FailedSource]]:
+    """Part the sound sources from those that are left out, with the reasons.
+
+    Raises
+    ------
+    InputError
+        A source broke a rule and `on_bad_file` is `fail`, or none is sound.
+    """
+    errors = [found for found in described if isinstance(found, InputError)]
+    plans = [found for found in described if not isinstance(found, InputError)]
+    if errors and (on_bad_file == "fail" or not plans):
+        raise combined(errors)
+    bad = [(uri, found) for uri, found in zip(uris, described, strict=True) if isinstance(found, InputError)]
+    return plans, [FailedSource(uri=uri, error=str(error)) for uri, error in bad]
 
 
 def describe_source(uri: str, options: ReadOptions, vocabulary: GeneVocabulary) -> SourcePlan:

@@ -3,6 +3,7 @@
 import json
 import logging
 from contextlib import suppress
+from typing import TypeVar
 
 from cellray import storage
 from cellray.errors import InputError, listing
@@ -10,8 +11,10 @@ from cellray.schema import MANIFEST, REQUEST, Manifest
 
 logger = logging.getLogger(__name__)
 
+ManifestT = TypeVar("ManifestT", bound=Manifest)
 
-def finished(output: str, request: str, manifest_class: type[Manifest]) -> Manifest | None:
+
+def finished(output: str, request: str, manifest_class: type[ManifestT]) -> ManifestT | None:
     """Return the manifest at an output if this very request was completed before; else claim the output for it.
 
     Raises
@@ -37,6 +40,7 @@ def finished(output: str, request: str, manifest_class: type[Manifest]) -> Manif
     missing = [part.path for part in manifest.parts if not storage.exists(part.uri_in(output))]
     if missing:
         raise InputError(output, "a finished result must hold all its parts", f"{listing(missing, 3)} missing", fix)
+    logger.info("%s is complete already: nothing to do", output)
     return manifest
 
 

@@ -22,7 +22,7 @@ from cellray.data.cells import filter_pass, total_counts
 from cellray.data.checks import check_block, duplicate_entries, sum_duplicates
 from cellray.data.corpora.names import repeated_names
 from cellray.data.parts import PartWriter, Unit, find_part
-from cellray.data.plan import SourcePlan, common_kinds, describe_sources, read_mapping
+from cellray.data.plan import SourcePlan, common_kinds, describe_sources, read_mapping, sift
 from cellray.data.publishing import finished, publish_manifest
 from cellray.data.quality.plan import QualityConfig
 from cellray.data.quality.run import quality_control
@@ -122,13 +122,7 @@ def prepare(config: TokenizeConfig) -> Job:
     uris = expand_sources(config.source)
     quality = _quality(config)
     described = [_judged(found, quality) for found in describe_sources(uris, config, vocabulary)]
-    errors = [found for found in described if isinstance(found, InputError)]
-    plans = [found for found in described if isinstance(found, SourcePlan)]
-    if errors and (config.on_bad_file == "fail" or not plans):
-        raise combined(errors)
-    failed = [
-        FailedSource(uri=u, error=str(d)) for u, d in zip(uris, described, strict=True) if isinstance(d, InputError)
-    ]
+    plans, failed = sift(uris, described, config.on_bad_file)
     options = TokenizeOptions(
         vocabulary=vocabulary,
         matrix=config.matrix,
@@ -176,8 +170,6 @@ def tokenize_corpus(config: TokenizeConfig) -> CorpusManifest:
     """
     job = prepare(config)
     if done := finished(job.output, job.request, CorpusManifest):
-        logger.info("%s is complete already: nothing to do", job.output)
-        assert isinstance(done, CorpusManifest)
         return done
     storage.write_bytes(storage.join(job.output, schema.VOCABULARY), job.options.vocabulary.to_json())
     ensure_ray()

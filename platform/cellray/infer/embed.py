@@ -222,10 +222,7 @@ def embed_cells(config: EmbedConfig) -> EmbeddingManifest:
     parameters = {"model": model.digest, "layer": config.layer, "pooling": config.pooling, "budget": budget}
     units = corpus.plan_units(config.cells_per_part, **parameters)
     request = schema.request_digest(artefact="embeddings", units=[unit.key for unit in units])
-    done = finished(output, request, EmbeddingManifest)
-    if done is not None:
-        assert isinstance(done, EmbeddingManifest)
-        logger.info("%s is complete already: nothing to do", output)
+    if done := finished(output, request, EmbeddingManifest):
         return done
     load_encoder(model, config.layer)  # weights that do not fit fail before actors start
     ensure_ray()

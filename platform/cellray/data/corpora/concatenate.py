@@ -79,8 +79,6 @@ def concat_corpora(config: ConcatConfig) -> Concatenation:
         obs_kinds=list(kinds.items()),
     )
     if done := finished(output, request, CorpusManifest):
-        logger.info("%s is complete already: nothing to do", output)
-        assert isinstance(done, CorpusManifest)
         return Concatenation(done, left_out)
     _require_present(parts)
     storage.write_bytes(storage.join(output, schema.VOCABULARY), corpora[0].vocabulary.to_json())

@@ -184,8 +184,6 @@ def import_dataset(config: ImportConfig) -> Imported:
     plan, output = plan_import(config), storage.absolute(config.output)
     request = schema.request_digest(artefact="imported corpus", units=[unit.key for unit in plan.units])
     if done := finished(output, request, CorpusManifest):
-        logger.info("%s is complete already: nothing to do", output)
-        assert isinstance(done, CorpusManifest)
         return Imported(done, plan.left_out)
     storage.write_bytes(storage.join(output, schema.VOCABULARY), plan.vocabulary.to_json())
     ensure_ray()

@@ -214,8 +214,6 @@ def _write(corpus: Corpus, target: Target, plan: SelectionPlan, workers: int | N
     """Make one new corpus."""
     output = storage.absolute(target.output)
     if done := finished(output, plan.request, CorpusManifest):
-        logger.info("%s is complete already: nothing to do", output)
-        assert isinstance(done, CorpusManifest)
         return done
     storage.write_bytes(storage.join(output, schema.VOCABULARY), corpus.vocabulary.to_json())
     ensure_ray()

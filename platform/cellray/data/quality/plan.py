@@ -13,13 +13,13 @@ from cellray.data import gene_ids
 from cellray.data.cells import marked
 from cellray.data.checks import check_block
 from cellray.data.parts import Unit
-from cellray.data.plan import FIRST_CELLS, look_at_all, read_mapping
+from cellray.data.plan import FIRST_CELLS, look_at_all, read_mapping, sift
 from cellray.data.quality.metrics import MetricsOptions
 from cellray.data.quality.mitochondrial import find_mitochondrial
 from cellray.data.sources.contract import CountSource, format_of, open_source
 from cellray.data.sources.locate import expand_sources
 from cellray.data.suspicions import suspicions
-from cellray.errors import InputError, combined, listing
+from cellray.errors import InputError, listing
 from cellray.schema import FailedSource, GeneReport, QualityRules
 from cellray.vocabulary import GeneVocabulary
 
@@ -130,12 +130,7 @@ def prepare(config: QualityConfig) -> QualityJob:
         **{name: getattr(config, name) for name in MetricsOptions.__dataclass_fields__ if name != "vocabulary"},
     )
     uris = expand_sources(config.source)
-    described = _describe_all(uris, options)
-    errors = [found for found in described if isinstance(found, InputError)]
-    plans = [found for found in described if isinstance(found, QualityPlan)]
-    if errors and (config.on_bad_file == "fail" or not plans):
-        raise combined(errors)
-    failed = [FailedSource(uri=u, error=str(d)) for u, d in zip(uris, described, strict=True) if d in errors]
+    plans, failed = sift(uris, _describe_all(uris, options), config.on_bad_file)
     own = {"vocabulary_digest"}
     rules = QualityRules(
         vocabulary_digest=None if vocabulary is None else vocabulary.full_digest,

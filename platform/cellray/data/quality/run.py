@@ -84,8 +84,6 @@ def quality_control(config: QualityConfig) -> QualityManifest:
     """
     job = prepare(config)
     if done := finished(job.output, job.request, QualityManifest):
-        logger.info("%s is complete already: nothing to do", job.output)
-        assert isinstance(done, QualityManifest)
         _tidy(job.output)
         return done
     ensure_ray()
