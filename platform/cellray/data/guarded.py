@@ -12,6 +12,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import suppress
 from functools import lru_cache
@@ -28,6 +29,8 @@ MOST_LOSSES = 10
 """Times a call may lose the worker around it before the cluster is called broken."""
 TIME_LIMIT_S = 3600.0
 """Longest a call may take; a file that keeps its reader busy for longer counts as one that crashed it."""
+_LEAST_UNDER_WAY = 16
+_LOOK_EVERY_S = 5.0
 _FIX = "The file is damaged or made to do harm: leave it out, or write it again from its source."
 
 
@@ -60,12 +63,12 @@ def call_guarded(
 
     shared = ray.put(function)
     call = ray.remote(_call).options(max_retries=0, num_cpus=num_cpus)
-    window = at_once or max(16, 2 * int(ray.cluster_resources().get("CPU", 1)))
+    window = _Window(at_once)
     waiting, losses = list(reversed(items)), dict.fromkeys(items, 0)
     running: dict[Any, T] = {}
     try:
         while waiting or running:
-            while waiting and len(running) < window:
+            while waiting and len(running) < window.size():
                 item = waiting.pop()
                 running[call.remote([shared], item, subject(item), losses[item] > 0, time_limit_s)] = item
             (done,), _ = ray.wait(list(running))
@@ -82,6 +85,22 @@ def call_guarded(
         for reference in running:
             with suppress(Exception):
                 ray.cancel(reference, force=True)
+
+
+class _Window:
+    """How many calls may be under way: twice the cluster's CPUs, which may become more while it grows."""
+
+    def __init__(self, at_once: int | None) -> None:
+        self._fixed, self._size, self._known_until = at_once, 0, 0.0
+
+    def size(self) -> int:
+        """Return the present size."""
+        import ray
+
+        if self._fixed is None and time.monotonic() >= self._known_until:
+            self._size = max(_LEAST_UNDER_WAY, 2 * int(ray.cluster_resources().get("CPU", 1)))
+            self._known_until = time.monotonic() + _LOOK_EVERY_S
+        return self._fixed or self._size
 
 
 def _call(shared: list[Any], item: Any, subject: str, isolated: bool, time_limit_s: float) -> Any:  # noqa: ANN401

@@ -42,11 +42,11 @@ def map_units(
     Raises
     ------
     InputError
-        A unit's; or a unit's process died at every attempt.
+        A unit's; or a unit's process died twice.
     """
     import ray
 
-    call = ray.remote(_call).options(num_returns=2)
+    call = ray.remote(_call).options(num_returns=2, max_retries=1)  # a file that crashes its reader: tried twice
     window = at_once or max(4, 2 * int(ray.cluster_resources().get("CPU", 1)))
     waiting = list(reversed(units))
     running: dict[Reference, tuple[U, Reference]] = {}
@@ -61,7 +61,7 @@ def map_units(
             try:
                 answer = ray.get(done)
             except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError):
-                rule, found = "a file may not crash its reader", "its process died at every attempt"
+                rule, found = "a file may not crash its reader", "its process died, twice"
                 fix = "Leave the damaged file out, or give workers more memory."
                 raise InputError(subject(unit), rule, found, fix) from None
             if isinstance(answer, InputError):
