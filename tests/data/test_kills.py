@@ -18,6 +18,8 @@ from cellray.data.tokenization import TokenizeConfig, tokenize_corpus
 from cellray.errors import InputError
 from cellray.vocabulary import GeneVocabulary
 from tests.conftest import REPOSITORY
+from tests.faulty_proxy import FAULTS, Fault, FaultyProxy
+from tests.s3 import s3_environment
 
 Make = Callable[..., Path]
 FILES, CELLS, SHARD = 40, 60, 12
@@ -161,6 +163,30 @@ def test_a_killed_node(config: TokenizeConfig, ray_session: None) -> None:
     assert done.returncode == 0, done.stderr.decode()[-2000:]
     assert b"lost a node" in done.stdout
     require_equal(config)
+
+
+@pytest.mark.chaos
+def test_a_job_over_a_bad_network(config: TokenizeConfig, ray_session: None, bucket: str, s3_endpoint: str) -> None:
+    fs, _ = storage.filesystem(bucket)
+    fs.put(config.source[0], "cells/in", recursive=True)
+    remote = config.model_copy(update={"source": (f"{bucket}/in",), "output": f"{bucket}/corpus"})
+    faults = [Fault(kind, 0.05 / 6) for kind in sorted(set(FAULTS) - {"stall", "forbidden"})]
+    with FaultyProxy(s3_endpoint, faults) as proxy:
+        own_ray = {**s3_environment(proxy.url), "RAY_ADDRESS": ""}
+        first = start_job(remote, **own_ray)
+        while first.poll() is None and len(fs.glob(f"{bucket}/corpus/shards/*")) < 20:
+            time.sleep(0.05)
+            fs.invalidate_cache()
+        first.kill()
+        first.communicate()
+        last = start_job(remote, **own_ray)
+        out, _ = last.communicate()
+        assert last.returncode == 0, out
+        assert len(proxy.injected) > 3
+    quiet(config)
+    here, there = Corpus.open(str(Path(config.output).with_name("quiet"))), Corpus.open(f"{bucket}/corpus")
+    assert [part.sha256 for part in there.manifest.parts] == [part.sha256 for part in here.manifest.parts]
+    assert damaged_shards(there) == []
 
 
 def test_a_corrupt_file_among_forty(ray_session: None, config: TokenizeConfig, tmp_path: Path) -> None:
