@@ -93,3 +93,18 @@ def test_messages_name_the_file(root: str) -> None:
 def test_an_unknown_kind_of_storage() -> None:
     with pytest.raises(InputError, match="known kind of storage"):
         storage.stamp("nowhere://x")
+
+
+def test_what_killed_writers_left_is_swept(tmp_path: Path) -> None:
+    for name in ("a.parquet", ".a.parquet.0a1b2c.tmp", ".b.parquet.0a1b2c.tmp", ".keep"):
+        (tmp_path / name).touch()
+    storage.sweep(str(tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".b.parquet.0a1b2c.tmp", ".keep", "a.parquet"]
+
+
+def test_a_writer_whose_file_another_made_first_gives_way(tmp_path: Path) -> None:
+    with storage.atomic_file(str(tmp_path / "a")) as path:
+        path.write_text("same")
+        (tmp_path / "a").write_text("same")
+        storage.sweep(str(tmp_path))
+    assert (tmp_path / "a").read_text() == "same"

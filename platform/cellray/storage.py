@@ -180,9 +180,7 @@ def atomic_file(uri: str, *, durable: bool = True) -> Iterator[Path]:
         temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
         try:
             yield temporary
-            if durable:
-                _flush(temporary)
-            temporary.replace(target)
+            _rename(temporary, target, durable=durable)
         finally:
             temporary.unlink(missing_ok=True)
         return
@@ -332,6 +330,27 @@ def local_directory(uri: str) -> Iterator[Path]:
             if fs.isfile(name):
                 fs.get_file(name, str(Path(folder) / Path(name).name))
         yield Path(folder)
+
+
+def sweep(uri: str) -> None:
+    """Delete what killed writers left beside the finished files of a local folder; stores keep no such leavings."""
+    fs, path = filesystem(uri)
+    if isinstance(fs, LocalFileSystem):
+        for temporary in Path(path).glob(".*.tmp"):
+            target = temporary.name[1:].rsplit(".", 2)[0]
+            if (Path(path) / target).exists():
+                temporary.unlink(missing_ok=True)
+
+
+def _rename(temporary: Path, target: Path, *, durable: bool) -> None:
+    """Give a whole file its name, replacing what bears it."""
+    try:
+        if durable:
+            _flush(temporary)
+        temporary.replace(target)
+    except FileNotFoundError:
+        if not target.exists():  # else another run, which had made this very file first, swept ours away
+            raise
 
 
 def _link(temporary: Path, target: Path) -> None:

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from cellray import storage
 from cellray.errors import InputError, listing
-from cellray.schema import MANIFEST, REQUEST, Manifest
+from cellray.schema import MANIFEST, PARTS, RECORDS, REQUEST, Manifest
 
 logger = logging.getLogger(__name__)
 
@@ -68,13 +68,15 @@ def _claim(output: str, request: str) -> None:
 
 
 def publish_manifest(output: str, manifest: Manifest) -> None:
-    """Publish the manifest, once.
+    """Publish the manifest, once, and clear away what killed workers left.
 
     Raises
     ------
     InputError
         Another run published a different one meanwhile.
     """
+    for folder in (storage.join(output, PARTS), storage.join(output, RECORDS), output):
+        storage.sweep(folder)
     try:
         storage.publish_once(storage.join(output, MANIFEST), manifest.to_json())
     except FileExistsError:
