@@ -319,3 +319,12 @@ def test_golden_tokens(shared: Path, tmp_path: Path, generation: str) -> None:
     assert [[r[k] for k in ("cell_id", "condition", "input_ids")] for r in rows] == [
         [g[k] for k in ("cell_id", "condition", "input_ids")] for g in golden
     ]
+
+
+def test_a_bad_file_that_comes_later_is_another_request(make_h5ad: Make, vocabulary_file: str, tmp_path: Path) -> None:
+    good, bad = make_h5ad("good.h5ad"), tmp_path / "bad.h5ad"
+    bad.write_bytes(b"no counts")
+    config = TokenizeConfig(source=(str(good),), vocabulary=vocabulary_file, output=str(tmp_path / "corpus"))
+    tokenize_corpus(config)
+    with pytest.raises(InputError, match="must be empty or hold this very result"):
+        tokenize_corpus(config.model_copy(update={"source": (str(good), str(bad)), "on_bad_file": "skip"}))

@@ -106,7 +106,11 @@ class Job:
     @property
     def request(self) -> str:
         """Digest of all that decides the corpus."""
-        return schema.request_digest(artefact="token corpus", units=[unit.key for unit in self.units])
+        return schema.request_digest(
+            artefact="token corpus",
+            units=[unit.key for unit in self.units],
+            failed=[failed.uri for failed in self.failed],
+        )
 
 
 @plain_errors()
@@ -205,8 +209,11 @@ def dry_run(config: TokenizeConfig) -> str:
 
 def _manifest(job: Job, parts: Sequence[PartRecord], broken: Mapping[int, InputError]) -> CorpusManifest:
     """Account for all sources; those that turned out bad while they were read are left out as a whole."""
-    sound = [i for i in range(len(job.plans)) if i not in broken]
-    kept = [part.model_copy(update={"source": sound.index(part.source)}) for part in parts if part.source in sound]
+    sound = {old: new for new, old in enumerate(i for i in range(len(job.plans)) if i not in broken)}
+    kept = [part.model_copy(update={"source": sound[part.source]}) for part in parts if part.source in sound]
+    own: dict[int, list[PartRecord]] = {new: [] for new in sound.values()}
+    for part in kept:
+        own[part.source].append(part)
     failed = [*job.failed, *(FailedSource(uri=job.plans[i].uri, error=str(e)) for i, e in sorted(broken.items()))]
     vocabulary, options = job.options.vocabulary, job.options
     return CorpusManifest(
@@ -216,7 +223,7 @@ def _manifest(job: Job, parts: Sequence[PartRecord], broken: Mapping[int, InputE
         encoding=Encoding(input_size=options.input_size, special_tokens=dict(vocabulary.special_tokens)),
         vocabulary_digest=vocabulary.digest,
         obs_kinds=options.obs_kinds,
-        sources=tuple(_account(new, job.plans[old], kept, options.matrix) for new, old in enumerate(sound)),
+        sources=tuple(_account(job.plans[old], own[new], options.matrix) for old, new in sound.items()),
         failed=tuple(failed),
         repeated_names=repeated_names(job.output, kept),
     )
@@ -320,9 +327,8 @@ class TokenizeWorker:
         return pa.table(columns, schema=self._schema)
 
 
-def _account(index: int, plan: SourcePlan, parts: Sequence[PartRecord], matrix: str) -> SourceRecord:
+def _account(plan: SourcePlan, own: Sequence[PartRecord], matrix: str) -> SourceRecord:
     """Sum a source's parts; every cell is kept or dropped for a reason."""
-    own = [part for part in parts if part.source == index]
     kept = sum(part.rows for part in own)
     totals = sum((Counter(part.counts) for part in own), Counter())
     dropped = {reason: totals[counter] for counter, reason in DROPPED.items()}
