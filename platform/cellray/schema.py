@@ -285,6 +285,10 @@ class Manifest(Record):
             return cls.model_validate(storage.read_json(path))
         except ValidationError as error:
             first = error.errors()[0]
+            if first["loc"] == ("artefact",) or first["type"] == "missing":
+                other = storage.read_json(path)
+                found = str(other.get("artefact", "something else") if isinstance(other, dict) else "something else")
+                raise InputError(uri, f"it must be a {kind}", found, "Check the path.") from None
             where = ".".join(map(str, first["loc"]))
             raise InputError(
                 path, f"it must be the manifest of a {kind}", f"{where}: {first['msg']}", "Check the path."

@@ -164,7 +164,8 @@ def read_json(uri: str) -> Any:  # noqa: ANN401  # JSON is what it is
     except FileNotFoundError:
         raise InputError(uri, "the file must exist", "no such file", "Check the path.") from None
     except (json.JSONDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
-        raise InputError(uri, "the file must be JSON", str(error), "Check that this is the right file.") from None
+        found = f"something else ({error})"
+        raise InputError(uri, "the file must be JSON", found, "Check that this is the right file.") from None
 
 
 def sha256_bytes(data: bytes) -> str:
