@@ -45,14 +45,15 @@ N_GENES = "n_genes"
 DOUBLET_SCORE = "doublet_score"
 REASON = "reason"
 
+TOTAL_COUNT, MITOCHONDRIAL, DOUBLET = "total count out of bounds", "mitochondrial content out of bounds", "doublet"
 QUALITY_REASONS = (
     "filter_pass of the file",
     "malignant or immortalised",
     "no counts",
-    "total count out of bounds",
-    "mitochondrial content out of bounds",
+    TOTAL_COUNT,
+    MITOCHONDRIAL,
     "too few genes",
-    "doublet",
+    DOUBLET,
 )
 """Why a cell does not pass quality control. The rules apply in this order; a cell has the first reason that holds."""
 
