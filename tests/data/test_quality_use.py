@@ -25,7 +25,7 @@ Make = Callable[..., Path]
 def tokens(uri: str) -> list[tuple[int, list[int]]]:
     """Return row and token ids of every cell, in the corpus's order."""
     corpus = Corpus.open(uri)
-    rows = (corpus.read(part, 0, part.rows) for part in corpus.manifest.parts)
+    rows = (corpus.read(corpus.part_uri(part), 0, part.rows) for part in corpus.manifest.parts)
     return [(row[schema.SOURCE_ROW], row[schema.INPUT_IDS]) for table in rows for row in table.to_pylist()]
 
 
