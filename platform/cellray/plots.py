@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from cellray import schema
-from cellray.schema import Bounds, DatasetRecord, QualityRules
+from cellray.quality_schema import Bounds, DatasetRecord, QualityRules
 
 _MAX_LEGEND = 40
 _PASSES, _DROPPED, _ELSEWHERE = "#8fb3d1", "#d55e00", "#c8c8c8"

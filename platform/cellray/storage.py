@@ -21,6 +21,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from cellray.errors import InputError, listing
+from cellray.exclusive import rename_once
 
 _CHUNK = 1 << 22
 
@@ -285,25 +286,25 @@ def publish_directory(local: Path, uri: str, last: str) -> None:
 
 @contextmanager
 def new_directory(uri: str) -> Iterator[str]:
-    """Yield the URI of a folder to fill; on leaving without an error it lies, whole, at a vacant URI.
+    """Yield the URI of a folder to fill; on leaving without an error it lies, whole, at its place.
 
-    On a disk it appears by one rename. An object store has no folders: there the yielded URI is the final one, the file
-    that readers need first must be written last, and after an error what was written is removed.
+    On a disk it appears by one rename at a vacant URI, and an error leaves nothing. An object store has no folders:
+    there the yielded URI is the final one. Whoever fills it must have claimed it (`cellray.data.publishing.claim`) and
+    must write the file that readers need first last. Nothing is removed there after an error: another run of the same
+    request may have written these very objects, and a rerun goes on with them.
     """
-    require_vacant(uri)
     fs, path = filesystem(uri)
-    local = isinstance(fs, LocalFileSystem)
-    staged = str(Path(path).with_name(f".{Path(path).name}.{secrets.token_hex(6)}.tmp")) if local else uri
+    if not isinstance(fs, LocalFileSystem):
+        yield uri
+        return
+    require_vacant(uri)
+    staged = Path(path).with_name(f".{Path(path).name}.{secrets.token_hex(6)}.tmp")
+    staged.mkdir(parents=True)
     try:
-        if local:
-            Path(staged).mkdir(parents=True)
-        yield staged
-        if local:
-            Path(staged).replace(path)  # replaces an empty directory only
-    except BaseException:
-        if filesystem(staged)[0].exists(staged):
-            filesystem(staged)[0].rm(staged, recursive=True)
-        raise
+        yield str(staged)
+        staged.replace(path)  # replaces an empty directory only
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
 
 
 def open_scattered(uri: str) -> Any:  # noqa: ANN401  # a binary stream
@@ -381,9 +382,7 @@ def _link(temporary: Path, target: Path) -> None:
     except FileExistsError:
         raise
     except OSError:  # some network and container mounts know no hard links
-        with target.open("xb") as file:
-            file.write(temporary.read_bytes())
-            os.fsync(file.fileno())
+        rename_once(temporary, target)
 
 
 def _flush(path: Path) -> None:

@@ -2,18 +2,22 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from scipy import sparse
 
+from cellray import schema
 from cellray.data.corpora.names import repeated_names
 from cellray.data.report import report
 from cellray.data.tokenization import TokenizeConfig, tokenize_corpus
 from cellray.errors import InputError
-from cellray.schema import CorpusManifest, PartRecord
+from cellray.schema import CorpusManifest, PartRecord, RepeatedNames
 from cellray.vocabulary import GeneVocabulary
 from tests.conftest import GENES
 
@@ -117,3 +121,33 @@ def test_columns_that_only_some_files_have(
     assert [source.missing for source in found.sources] == [{"age": 4}, {"donor": 3}]
     with pytest.raises(InputError, match="some file must have each obs column asked for; found none with 'sex'"):
         tokenize_corpus(config.model_copy(update={"missing_obs": "null", "obs_columns": ("sex",)}))
+
+
+def brute_force(rows: list[tuple[str, int]]) -> tuple[int, int]:
+    """Count cells that bear the name of an earlier one of their source, and names of several sources."""
+    sources: dict[str, set[int]] = {}
+    for name, source in rows:
+        sources.setdefault(name, set()).add(source)
+    return len(rows) - len(set(rows)), sum(len(found) > 1 for found in sources.values())
+
+
+@pytest.mark.parametrize("at_once", [1000, 50, 7])
+def test_names_are_counted_alike_in_any_number_of_passes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    """Shards in no order of their sources, of which the last is the first again."""
+    rng = np.random.default_rng(0)
+    parts, rows = [], []
+    files = [SimpleNamespace(uri=uri, version="1") for uri in ("a", "b", "c", "a")]
+    for i, source in enumerate([2, 0, 1, 3, 0, 3]):
+        names = [f"cell{n}" for n in rng.integers(0, 90, 40)]
+        pq.write_table(pa.table({schema.CELL_ID: names}), tmp_path / f"{i}.parquet")
+        parts.append(PartRecord(path=f"{i}.parquet", rows=40, sha256="", source=source, start=0, stop=40))
+        rows.extend((name, source % 3) for name in names)
+    monkeypatch.setattr("cellray.data.corpora.names.CELLS_AT_ONCE", at_once)
+    found = repeated_names(str(tmp_path), parts, files)
+    assert found is not None
+    assert (found.within, found.across) == brute_force(rows)
+    assert found.within > 20
+    assert found.across > 20
+    assert repeated_names(str(tmp_path), []) == RepeatedNames(within=0, across=0)

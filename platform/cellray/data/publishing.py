@@ -23,7 +23,7 @@ def finished(output: str, request: str, manifest_class: type[ManifestT]) -> Mani
         The output holds another artefact, or the result of another request.
     """
     if not storage.exists(storage.join(output, MANIFEST)):
-        _claim(output, request)
+        claim(output, request)
         return None
     fix = "Choose another --output, or delete this one."
     try:
@@ -44,7 +44,7 @@ def finished(output: str, request: str, manifest_class: type[ManifestT]) -> Mani
     return manifest
 
 
-def _claim(output: str, request: str) -> None:
+def claim(output: str, request: str) -> None:
     """Mark an output as this request's, so that no other writes into it.
 
     Raises

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from cellray.config import JobConfig
 from cellray.data.medians.gene_tables import GeneTables, read_gene_tables
+from cellray.data.medians.made_before import request_of
 from cellray.data.medians.measure import MAX_VALUES, Measured, exact, sketched
 from cellray.data.medians.sketch import ACCURACY
 from cellray.data.medians.sources import Plan, ReadOptions, counted, open_sources
@@ -103,7 +104,7 @@ def build_vocabulary(config: MedianConfig) -> GeneVocabulary:
         vocabulary,
         symbols={symbol: gene for symbol, gene in sorted(tables.symbols.items()) if gene in seen},
         retired_ids={old: new for old, new in sorted(tables.retired_ids.items()) if new in seen},
-        origin=_origin(plan, measured, tables, largest_error=0.0 if config.exact else ACCURACY),
+        origin={"request": request_of(config), **_origin(plan, measured, tables, 0.0 if config.exact else ACCURACY)},
     )
 
 
