@@ -18,7 +18,7 @@ from cellray.data.sources import gate
 from cellray.data.sources.contract import open_source
 from cellray.errors import InputError
 from tests.conftest import random_counts
-from tests.data.test_formats import COUNTS, tenx_h5
+from tests.data.test_formats import COUNTS, loom, tenx_h5
 from tests.data.test_formats import zarr as write_zarr
 
 Make = Callable[..., Path]
@@ -89,7 +89,7 @@ def _never_written(file: h5py.File, secret: Path) -> None:
         (_missing_chunks("X/indptr"), "a sparse matrix must be whole; found 3 of 6 chunks of /X/indptr are missing"),
         (
             _missing_chunks("obs/kind/codes"),
-            "a categorical column must be whole; found 2 of 5 chunks of /obs/kind/codes",
+            "a column of categories must be whole; found 2 of 5 chunks of /obs/kind/codes",
         ),
         (_never_written, "found 1 of 1 chunks of /X/indices are missing"),
         (_huge_chunk, "a chunk may have 536,870,912 bytes; found chunks of /layers/big have 1,073,741,824"),
@@ -175,6 +175,19 @@ def test_missing_chunks_of_a_tenx_file(tmp_path: Path) -> None:
     with h5py.File(path, "r+") as file:
         _missing_chunks("matrix/indices")(file, path)
     with pytest.raises(InputError, match=r"a sparse matrix must be whole; found .* chunks of /matrix/indices"):
+        open_source(str(path))
+
+
+def test_missing_chunks_of_a_dense_matrix(tmp_path: Path) -> None:
+    path = loom(tmp_path)
+    with h5py.File(path, "r+") as file:
+        file.create_dataset("layers/place", (40, 37), "i4", chunks=(8, 8))  # nothing written: it holds a place
+    with open_source(str(path)) as source:
+        assert source.n_cells == 37
+    with h5py.File(path, "r+") as file:
+        del file["matrix"]
+        file.create_dataset("matrix", (40, 37), "f4", chunks=(8, 8))[:, :30] = 1
+    with pytest.raises(InputError, match="a matrix or column must be whole; found 5 of 25 chunks of /matrix are"):
         open_source(str(path))
 
 

@@ -82,7 +82,7 @@ def call_guarded(
             except ray.exceptions.OutOfMemoryError as error:
                 result = losses[item].add(error, subject(item), out_of_memory=True)
             if result is _AGAIN:
-                waiting.append(item)
+                waiting.insert(0, item)  # last: what kills workers now may have passed by then
                 continue
             for note in getattr(result, "__notes__", ()) if isinstance(result, InputError) else ():
                 logger.warning("what reading %s raised:\n%s", subject(item), note)

@@ -37,6 +37,7 @@ CODECS = frozenset(
 
 _WHOLE = ("indptr", "categories", "codes", "mask", "values")
 _SPARSE = ("data", "indices", "indptr")
+_TABLES = ("/X/", "/raw/", "/layers/", "/obs/", "/var/", "/matrix/", "/row_attrs/", "/col_attrs/")
 _WHOLE_BELOW = ("/var/", "/raw/var/", "/row_attrs/", "/matrix/features/", "/matrix/barcodes/", "/matrix/shape/")
 _FIX = "Leave it out, or write it again from its source with anndata."
 
@@ -97,7 +98,7 @@ def _follow(path: str, name: str, group: h5py.Group) -> tuple[str, Any, h5py.Gro
 
 
 def _check_dataset(uri: str, path: str, array: h5py.Dataset, parent: h5py.Group) -> None:
-    """Check one dataset's sources, declared sizes and, where values are stored sparsely or as codes, its wholeness."""
+    """Check one dataset's sources, declared sizes and wholeness."""
     if array.external or array.is_virtual:
         found = f"{path} is stored in {array.external[0][0] if array.external else 'other datasets'!r}"
         raise InputError(uri, "a file may not lead into other files (external storage)", found, _FIX)
@@ -108,21 +109,27 @@ def _check_dataset(uri: str, path: str, array: h5py.Dataset, parent: h5py.Group)
     if isinstance(old_categories, h5py.Reference) and isinstance(node := array.file[old_categories], h5py.Dataset):
         _check_sizes(uri, f"{path}/categories", node, node.id.get_storage_size())
     name = path.rsplit("/", 1)[-1]
-    if (name in _SPARSE and "indptr" in parent) or name == "codes" or old_categories is not None:
-        _check_whole(uri, path, array)
+    sparse = name in _SPARSE and "indptr" in parent
+    needed = sparse or name == "codes" or old_categories is not None
+    if needed or f"{path}/".startswith(_TABLES):
+        what = "a sparse matrix" if sparse else "a column of categories" if needed else "a matrix or column"
+        _check_whole(uri, path, array, what, or_nothing=not needed)
 
 
-def _check_whole(uri: str, path: str, array: h5py.Dataset) -> None:
-    """Check that all of a dataset was written: unlike Zarr, HDF5 leaves nothing out because it is zero."""
+def _check_whole(uri: str, path: str, array: h5py.Dataset, what: str, *, or_nothing: bool) -> None:
+    """Check that all of a dataset was written: unlike Zarr, HDF5 leaves nothing out because it is zero.
+
+    One that may stand for `or_nothing` may be left unwritten as a whole, to hold a place.
+    """
     if not array.size:
         return
     sides = zip(array.shape, array.chunks or array.shape, strict=True)
     wanted = math.prod(-(-length // side) for length, side in sides)
     written = array.id.get_num_chunks() if array.chunks else int(array.id.get_storage_size() > 0)
-    if written < wanted:
+    if written < wanted and (written or not or_nothing):
         found = f"{wanted - written} of {wanted} chunks of {path} are missing"
-        rule = f"{'a sparse matrix' if path.rsplit('/', 1)[-1] in _SPARSE else 'a categorical column'} must be whole"
-        raise InputError(uri, rule, found, "Copy it again; if it came so, write it again from its source.")
+        fix = "Copy it again; if it came so, write it again from its source."
+        raise InputError(uri, f"{what} must be whole", found, fix)
 
 
 def _check_sizes(uri: str, path: str, array: Any, stored: int) -> None:  # noqa: ANN401  # of h5py or zarr
