@@ -16,7 +16,7 @@ from cellray.data.parts import Unit
 from cellray.data.plan import FIRST_CELLS, look_at_all, read_mapping, sift
 from cellray.data.quality.metrics import MetricsOptions
 from cellray.data.quality.mitochondrial import find_mitochondrial
-from cellray.data.sources.contract import CountSource, format_of, open_source
+from cellray.data.sources.contract import CountSource, format_of, left_out_warning, open_source, stamp_of
 from cellray.data.sources.locate import expand_sources
 from cellray.data.suspicions import suspicions
 from cellray.errors import InputError, listing
@@ -157,14 +157,14 @@ def describe_source(uri: str, options: MetricsOptions) -> QualityPlan:
         if source.n_cells == 0:
             raise InputError(uri, "a source needs at least one cell", "none", "Leave it out.")
         _require_columns(source, options)
-        stamp = storage.stamp(uri)
+        stamp = stamp_of(uri)
         mito = find_mitochondrial(source.var(), options.mito_genes)
         genes = None
         if options.vocabulary is not None:
             mapping = read_mapping(uri, stamp.version, options.matrix, options.gene_ids, options.vocabulary)
             genes = mapping.report
         block = next(source.blocks(0, min(source.n_cells, FIRST_CELLS), FIRST_CELLS))
-        warnings = suspicions(block, check_block(block, source).n_counts)
+        warnings = [*left_out_warning(source), *suspicions(block, check_block(block, source).n_counts)]
         if genes is not None:
             warnings.extend(gene_ids.few_genes_warning(genes))
         if not mito.n_genes:
