@@ -251,8 +251,10 @@ def checked_pointers(name: MatrixName, data: Any, indices: Any, indptr: Any, sid
     pointers = np.asarray(indptr[:]).astype(np.int64)
     stored = tuple(data.shape), tuple(indices.shape)
     # compared, not subtracted: a difference of damaged pointers may overflow
-    if pointers[0] != 0 or np.any(pointers[1:] < pointers[:-1]) or {*stored} != {(int(pointers[-1]),)}:
-        found = f"{len(pointers)} pointers from {pointers[0]} to {pointers[-1]} for {_sides(stored[0])} values"
+    falls = int(np.count_nonzero(pointers[1:] < pointers[:-1]))
+    if pointers[0] != 0 or falls or {*stored} != {(int(pointers[-1]),)}:
+        found = f"{len(pointers)} pointers from {pointers[0]} to {pointers[-1]} that fall {falls} times"
+        found = f"{found}, for {_sides(stored[0])} values"
         rule = f"the pointers of {name.matrix} must rise from 0 to the number of stored values"
         raise InputError(name.uri, rule, f"{found} and {_sides(stored[1])} indices", _FIX)
     return pointers
