@@ -193,8 +193,11 @@ def test_a_cut_text_matrix_is_refused(tmp_path: Path, name: str) -> None:
     path = tenx_mtx(tmp_path)
     whole = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match=r"matrix\.mtx\.gz: the .* must be (readable|whole)"):
-        open_source(str(path))
+    with (
+        pytest.raises(InputError, match=r"matrix\.mtx\.gz: the .* must be (readable|whole)"),
+        open_source(str(path)) as source,
+    ):
+        list(source.blocks(0, 1, 1))
 
 
 def test_an_outage_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from cellray.data.sources.contract import CountBlock, CountSource
+from cellray.data.sources.matrices import MatrixName, check_columns
 from cellray.errors import InputError, listing
 
 _MAX_COUNT = float(1 << 53)  # float64 holds whole numbers exactly up to here
@@ -41,21 +42,27 @@ def check_block(block: CountBlock, source: CountSource) -> BlockTotals:
     Raises
     ------
     InputError
-        Column indices out of range; NaN, infinite, negative or fractional values.
+        Pointers that do not fit the values, column indices out of range; NaN, infinite, negative or fractional values.
     """
-    if len(block.columns) and not (block.columns.min() >= 0 and block.columns.max() < block.n_columns):
-        raise InputError(
-            source.uri,
-            f"column indices of {source.matrix} must lie in 0..{block.n_columns - 1}",
-            f"{block.columns.min()}..{block.columns.max()} in rows {block.start}-{block.start + block.n_cells}",
-            "The file is damaged: write it again with anndata.",
-        )
+    _check_structure(block, source)
+    check_columns(block, MatrixName(source.uri, source.matrix))
     totals, zeros, canonical, not_finite, negative, fractional, example = _scan(
         block.counts, block.columns, block.indptr
     )
     if not_finite or negative or fractional:
         _refuse(block, source, not_finite, negative, fractional, example)
     return BlockTotals(totals, int(zeros), bool(canonical))
+
+
+def _check_structure(block: CountBlock, source: CountSource) -> None:
+    """Check what compiled code relies on, whichever reader made the block."""
+    pointers, lengths = block.indptr, {len(block.counts), len(block.columns)}
+    rising = len(pointers) > 0 and pointers[0] == 0 and not np.any(pointers[1:] < pointers[:-1])
+    if not rising or lengths != {int(pointers[-1])} or block.columns.dtype.kind not in "iu":
+        found = f"{len(block.counts)} values, {len(block.columns)} indices of type {block.columns.dtype}"
+        where = f"in rows {block.start}-{block.start + block.n_cells}"
+        rule = f"the pointers of {source.matrix} must rise from 0 to the number of values"
+        raise InputError(source.uri, rule, f"{found} {where}", "The file is damaged: write it again from its source.")
 
 
 def _refuse(

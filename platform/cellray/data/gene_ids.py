@@ -69,6 +69,11 @@ def column_names(source: CountSource, gene_ids: str | None) -> tuple[list[str], 
         The file lacks that column.
     """
     var = source.var()
+    if len(var) != source.n_columns:  # compiled code looks columns up in what is made of these names
+        found = f"{len(var):,} for {source.n_columns:,}"
+        raise InputError(
+            source.uri, "var must have a row for each column", found, "The file is damaged: copy it again."
+        )
     if gene_ids is None:
         gene_ids = ENSEMBL_COLUMN if ENSEMBL_COLUMN in var.columns else "index"
     if gene_ids == "index":

@@ -15,7 +15,7 @@ from cellray.data.cells import total_counts
 from cellray.data.checks import check_block
 from cellray.data.guarded import call_guarded
 from cellray.data.session import ensure_ray
-from cellray.data.sources.contract import format_of, open_source, require_obs
+from cellray.data.sources.contract import format_of, left_out_warning, open_source, require_obs, stamp_of
 from cellray.data.suspicions import suspicions
 from cellray.errors import InputError, combined, listing
 from cellray.schema import FailedSource, GeneReport
@@ -72,7 +72,7 @@ def look_at_all(describe: Callable[[str], PlanT], uris: Sequence[str]) -> list[P
     if len(uris) == 1:  # the slip of a user with one file need not wait for Ray
         try:
             format_of(uris[0])
-            storage.stamp(uris[0])
+            stamp_of(uris[0])
         except InputError as error:
             return [error]
     ensure_ray()
@@ -115,7 +115,7 @@ def describe_source(uri: str, options: ReadOptions, vocabulary: GeneVocabulary) 
         clash = sorted(set(kinds) & set(schema.RESERVED_COLUMNS))
         if clash:
             raise InputError(uri, "an obs column may not bear a name of the corpus", listing(clash), "Rename it.")
-        stamp = storage.stamp(uri)
+        stamp = stamp_of(uri)
         mapping = read_mapping(uri, stamp.version, options.matrix, options.gene_ids, vocabulary)
         block = next(source.blocks(0, min(source.n_cells, FIRST_CELLS), FIRST_CELLS))
         n_counts = check_block(block, source).n_counts
@@ -123,7 +123,7 @@ def describe_source(uri: str, options: ReadOptions, vocabulary: GeneVocabulary) 
             require_obs(source, [options.n_counts_column])
             total_counts(source, options.n_counts_column, block.start, block.start + block.n_cells, n_counts)
         suspected = suspicions(block, n_counts)
-        warnings = (*gene_ids.few_genes_warning(mapping.report), *suspected)
+        warnings = (*left_out_warning(source), *gene_ids.few_genes_warning(mapping.report), *suspected)
         return SourcePlan(uri, format_of(uri), stamp, source.n_cells, mapping.report, kinds, warnings)
 
 

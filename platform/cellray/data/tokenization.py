@@ -29,7 +29,7 @@ from cellray.data.quality.report import report as quality_report
 from cellray.data.quality.run import quality_control
 from cellray.data.quality.table import QualityTable
 from cellray.data.session import ensure_ray, plain_errors
-from cellray.data.sources.contract import CountBlock, CountSource, open_source
+from cellray.data.sources.contract import CountBlock, CountSource, open_source, stamp_of
 from cellray.data.sources.locate import expand_sources
 from cellray.data.units import run_units
 from cellray.errors import InputError, combined, listing
@@ -276,7 +276,7 @@ class TokenizeWorker:
     def __call__(self, unit: Unit, open_part: Callable[[pa.Schema], PartWriter]) -> None:
         """Do one unit."""
         options = self._options
-        if storage.stamp(unit.uri).version != unit.version:
+        if stamp_of(unit.uri).version != unit.version:
             raise InputError(unit.uri, "a source may not change while it is read", "another version", "Run again.")
         mapping = read_mapping(unit.uri, unit.version, options.matrix, options.gene_ids, options.vocabulary)
         judged = None

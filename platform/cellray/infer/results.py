@@ -12,7 +12,7 @@ from cellray import schema, storage
 from cellray.data.corpora import hf_import
 from cellray.data.corpora.corpus import Corpus, read_rows
 from cellray.data.sources.anndata_store import open_hdf5
-from cellray.data.sources.contract import open_source
+from cellray.data.sources.contract import open_source, stamp_of
 from cellray.errors import InputError
 from cellray.model.pooling import CELL_POOLINGS
 from cellray.plots import umap_png
@@ -157,7 +157,7 @@ def _plain(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _require_unchanged(record: SourceRecord) -> None:
-    if storage.stamp(record.uri).version != record.version:
+    if stamp_of(record.uri).version != record.version:
         raise InputError(record.uri, "a source may not change after tokenization", "another version", "Tokenize again.")
 
 

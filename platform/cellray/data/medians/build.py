@@ -113,10 +113,7 @@ def build_vocabulary(config: MedianConfig) -> GeneVocabulary:
         vocabulary,
         symbols={symbol: gene for symbol, gene in sorted(tables.symbols.items()) if gene in seen},
         retired_ids={old: new for old, new in sorted(tables.retired_ids.items()) if new in seen},
-        origin={
-            "request": request_of(config),
-            **_origin(plan, failed, measured, tables, 0.0 if config.exact else ACCURACY),
-        },
+        origin={"request": request_of(config), **_origin(plan, failed, measured, tables, error)},
     )
 
 

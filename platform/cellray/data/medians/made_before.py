@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from cellray import schema, storage
 from cellray.data.medians.sketch import ACCURACY
 from cellray.data.quality.table import QualityTable
+from cellray.data.sources.contract import stamp_of
 from cellray.data.sources.locate import expand_sources
 from cellray.errors import InputError
 from cellray.vocabulary import GeneVocabulary
@@ -27,7 +28,7 @@ def request_of(options: "MedianConfig") -> str:
     """
 
     def version(uri: str) -> Sequence[object]:
-        stamp = storage.stamp(uri)
+        stamp = stamp_of(uri)
         return [uri, stamp.size, stamp.version]
 
     with ThreadPoolExecutor(_AT_ONCE) as threads:

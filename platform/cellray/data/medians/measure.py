@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cellray import storage
 from cellray.data.cells import filter_pass, total_counts
 from cellray.data.checks import check_block, sum_duplicates
 from cellray.data.medians.map_merge import Job, MergeTree, map_units
 from cellray.data.medians.sketch import ACCURACY, TARGET_SUM, GeneSketch, SketchBuilder, merge
 from cellray.data.medians.sources import Plan, ReadOptions, Unit
 from cellray.data.progress import Progress
-from cellray.data.sources.contract import CountBlock, CountSource, open_source
+from cellray.data.sources.contract import CountBlock, CountSource, open_source, stamp_of
 from cellray.errors import InputError
 from cellray.schema import FILTER_PASS, QUALITY_CONTROL
 
@@ -202,7 +201,7 @@ def _cells(
 ) -> Iterator[_Cells]:
     """Read a unit's cells."""
     for piece in unit:
-        if storage.stamp(piece.uri).version != piece.version:
+        if stamp_of(piece.uri).version != piece.version:
             raise InputError(piece.uri, "a source may not change while it is read", "another version", "Run again.")
         with open_source(piece.uri, options.matrix) as source:
             for start in range(piece.start, piece.stop, _RANGE_CELLS):

@@ -11,12 +11,11 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from cellray import storage
 from cellray.data import gene_ids
 from cellray.data.medians.gene_tables import GeneTables
 from cellray.data.plan import look_at_all, sift
 from cellray.data.quality.table import QualityTable
-from cellray.data.sources.contract import open_source, require_obs
+from cellray.data.sources.contract import open_source, require_obs, stamp_of
 from cellray.errors import InputError
 from cellray.schema import FailedSource
 from cellray.vocabulary import IdType
@@ -188,8 +187,9 @@ def _describe(uri: str, options: ReadOptions, tables: GeneTables) -> OpenedSourc
         if options.n_counts_column:
             require_obs(source, [options.n_counts_column])
         names, _ = gene_ids.column_names(source, options.gene_ids)
-        version = storage.stamp(uri).version
+        version = stamp_of(uri).version
         genes, kind, left_out, replaced = _genes(names, tables)
+        left_out.update(source.left_out)  # adds up: features of other types are no columns
         return OpenedSource(uri, version, source.n_cells, tuple(genes), kind, left_out, replaced)
 
 

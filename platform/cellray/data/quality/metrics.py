@@ -12,14 +12,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from cellray import schema, storage
+from cellray import schema
 from cellray.data.cells import filter_pass, marked, names_in
 from cellray.data.checks import check_block, sum_duplicates
 from cellray.data.parts import PartWriter, Unit
 from cellray.data.quality.genes import CountedGenes, GeneChoice, counted_genes
 from cellray.data.quality.mitochondrial import MitochondrialColumns, find_mitochondrial
 from cellray.data.quality.rules import CellMetrics
-from cellray.data.sources.contract import CountBlock, CountSource, open_source
+from cellray.data.sources.contract import CountBlock, CountSource, open_source, stamp_of
 from cellray.errors import InputError
 
 READ_CELLS = 1024
@@ -132,7 +132,7 @@ def require_version(uri: str, version: str) -> None:
     InputError
         It was changed meanwhile.
     """
-    if storage.stamp(uri).version != version:
+    if stamp_of(uri).version != version:
         raise InputError(uri, "a source may not change while it is read", "another version", "Run again.")
 
 

@@ -17,7 +17,7 @@ from cellray.data.plan import FIRST_CELLS, look_at_all, sift
 from cellray.data.quality.genes import GeneChoice, counted_genes
 from cellray.data.quality.metrics import MetricsOptions
 from cellray.data.quality.mitochondrial import find_mitochondrial
-from cellray.data.sources.contract import CountSource, format_of, open_source
+from cellray.data.sources.contract import CountSource, format_of, left_out_warning, open_source, stamp_of
 from cellray.data.sources.locate import expand_sources
 from cellray.data.suspicions import suspicions
 from cellray.errors import InputError, listing
@@ -176,12 +176,12 @@ def describe_source(uri: str, options: MetricsOptions) -> QualityPlan:
         if source.n_cells == 0:
             raise InputError(uri, "a source needs at least one cell", "none", "Leave it out.")
         _require_columns(source, options)
-        stamp = storage.stamp(uri)
+        stamp = stamp_of(uri)
         mito = find_mitochondrial(source.var(), options.mito_genes)
         genes = counted_genes(source, stamp.version, options.genes, options.matrix, options.gene_ids)
         counted = None if options.genes.every_column else genes.n_genes
         block = next(source.blocks(0, min(source.n_cells, FIRST_CELLS), FIRST_CELLS))
-        warnings = suspicions(block, check_block(block, source).n_counts)
+        warnings = [*left_out_warning(source), *suspicions(block, check_block(block, source).n_counts)]
         if genes.report is not None:
             warnings.extend(gene_ids.few_genes_warning(genes.report))
         if not mito.n_genes:

@@ -52,7 +52,7 @@ class QualityTable:
         source_uri
             Absolute, as `cellray.data.sources.locate.expand_sources` gives it.
         source_version
-            As `cellray.storage.stamp` gives it.
+            As `cellray.data.sources.contract.stamp_of` gives it.
 
         Raises
         ------

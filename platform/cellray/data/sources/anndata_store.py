@@ -6,8 +6,9 @@ same in HDF5 and in Zarr, and nothing of genes.
 
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from types import MappingProxyType
 from typing import Any, Self
 
 import h5py
@@ -20,16 +21,24 @@ from anndata.io import read_elem
 from cellray import storage
 from cellray.data.sources import gate
 from cellray.data.sources.contract import CountBlock
-from cellray.data.sources.matrices import CscRows, CsrRows, DenseRows, MatrixRows
+from cellray.data.sources.matrices import CscRows, CsrRows, DenseRows, MatrixName, MatrixRows
 from cellray.errors import InputError, StorageError, listing
 
-KIND_OF_DTYPE = {"b": "flag", "i": "integer", "u": "integer", "f": "real"}
+_KIND_OF_DTYPE = {"b": "flag", "i": "integer", "u": "integer", "f": "real"}
 FIX = "Write the file again with anndata, or copy it again if a transfer was cut off."
 BROKEN = (
     *(KeyError, OSError, ValueError, TypeError, IndexError, AttributeError, OverflowError, RuntimeError),
     *(EOFError, zlib.error, pa.ArrowException, IORegistryError),
 )
 """What reading a damaged or unknown file has been seen to raise, in h5py, zarr, anndata and pyarrow."""
+
+
+def kind_of(dtype: Any) -> str:  # noqa: ANN401  # numpy's
+    """Return the kind (see `cellray.schema.OBS_TYPES`) of a column of some type.
+
+    Unsigned numbers of 64 bits are text: they are hashes, mostly, which neither int64 nor float64 can hold.
+    """
+    return "text" if dtype.kind == "u" and dtype.itemsize == 8 else _KIND_OF_DTYPE.get(dtype.kind, "text")
 
 
 class AnnDataSource:
@@ -51,6 +60,8 @@ class AnnDataSource:
     InputError
         This is no AnnData file, is damaged, or holds no such matrix.
     """
+
+    left_out: Mapping[str, int] = MappingProxyType({})
 
     def __init__(self, uri: str, matrix: str, root: Any, close: Callable[[], None]) -> None:  # noqa: ANN401
         self.uri, self.matrix = uri, matrix
@@ -89,14 +100,21 @@ class AnnDataSource:
             return {str(name): _kind(obs[str(name)]) for name in obs.attrs.get("column-order", ())}
 
     def cell_names(self, start: int, stop: int) -> pa.Array:
-        """Return the obs index as strings."""
+        """Return the obs index as strings; refuse cells without a name."""
         with self._readable("the obs index"):
-            obs = self._root["obs"]
-            index = obs[obs.attrs["_index"]]
-            if not _is_array(index):  # nullable strings or a categorical
-                return pa.array(pd.Series(read_elem(index)[start:stop]).astype("string"), pa.string(), from_pandas=True)
-            values = index[start:stop]
-            return _text(values) if _is_text(index) else pa.array(values.astype(str), pa.string())
+            names = self._cell_names(start, stop)
+        if names.null_count:
+            found = f"{names.null_count} without one in obs column {self._root['obs'].attrs['_index']!r}"
+            raise InputError(self.uri, "cells need names", f"{found}, rows {start}-{stop}", "Name them: obs_names.")
+        return names
+
+    def _cell_names(self, start: int, stop: int) -> pa.Array:
+        obs = self._root["obs"]
+        index = obs[obs.attrs["_index"]]
+        if not _is_array(index):  # nullable strings or a categorical
+            return pa.array(pd.Series(read_elem(index)[start:stop]).astype("string"), pa.string(), from_pandas=True)
+        values = index[start:stop]
+        return _text(values) if _is_text(index) else pa.array(values.astype(str), pa.string())
 
     def obs(self, column: str, start: int, stop: int) -> pa.Array:
         """Return rows of an obs column; missing values are null."""
@@ -138,24 +156,8 @@ class AnnDataSource:
             raise InputError(self.uri, f"{self.matrix} must be CSR, CSC or dense", encoding, FIX)
         shape = node.attrs.get("shape", node.attrs.get("h5sparse_shape"))
         n_cells, n_columns = (int(n) for n in shape)
-        side = n_cells if encoding == "csr" else n_columns
-        if int(node["indptr"].shape[0]) != side + 1:  # before it is read: a small file can declare a huge array
-            found = f"{node['indptr'].shape[0]} pointers for a side of {side}"
-            raise InputError(self.uri, f"{self.matrix} must have one pointer more than {encoding} rows", found, FIX)
-        indptr = node["indptr"][:].astype(np.int64)
-        self._check_pointers(indptr, side, node)
-        return (CsrRows if encoding == "csr" else CscRows)(node["data"], node["indices"], indptr, (n_cells, n_columns))
-
-    def _check_pointers(self, indptr: np.ndarray[Any, Any], length: int, node: Any) -> None:  # noqa: ANN401
-        """Check pointers against the arrays they point into."""
-        stored = {int(node["data"].shape[0]), int(node["indices"].shape[0])}
-        if indptr[0] != 0 or np.any(np.diff(indptr) < 0) or stored != {int(indptr[-1])}:
-            raise InputError(
-                self.uri,
-                f"the pointers of {self.matrix} must rise from 0 to the number of stored values",
-                f"{len(indptr)} pointers, the last {indptr[-1]}, for a side of {length} and {sorted(stored)} values",
-                FIX,
-            )
+        kind, name = CsrRows if encoding == "csr" else CscRows, MatrixName(self.uri, self.matrix)
+        return kind(name, node["data"], node["indices"], node["indptr"], (n_cells, n_columns))
 
     def _check_tables(self) -> None:
         """Check that obs has a row for each cell."""
@@ -261,7 +263,7 @@ def _kind(node: Any) -> str:  # noqa: ANN401
     if not _is_array(node):
         part = next((name for name in ("categories", "values") if name in node), None)
         return "text" if part is None else _kind(node[part])
-    return "text" if "categories" in node.attrs else KIND_OF_DTYPE.get(node.dtype.kind, "text")
+    return "text" if "categories" in node.attrs else kind_of(node.dtype)
 
 
 def _text(values: Any) -> pa.Array:  # noqa: ANN401  # bytes of HDF5, strings of Zarr

@@ -1,9 +1,10 @@
 """What a file of counts must offer, and which reader opens which file.
 
-A new format is one class that fulfils `CountSource` and one line in `FORMATS`.
+A new format is one class that fulfils `CountSource` and one line in `FORMATS`; if it is several files, also one in
+`STAMPS`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Protocol, Self
@@ -13,6 +14,7 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from cellray import storage
 from cellray.errors import InputError, listing
 
 
@@ -43,12 +45,23 @@ class CountBlock:
 
 
 class CountSource(Protocol):
-    """An open file of cells x genes counts. Files are never written to."""
+    """An open file of cells x genes counts. Files are never written to.
+
+    Attributes
+    ----------
+    n_cells, n_columns
+        Sides of the matrix that is shown; `var` has a row for each column.
+    left_out
+        Features of the file that are no genes, and so no columns here: how many of each type.
+    """
 
     uri: str
     matrix: str
     n_cells: int
     n_columns: int
+
+    @property
+    def left_out(self) -> Mapping[str, int]: ...  # noqa: D102
 
     def __enter__(self) -> Self: ...
 
@@ -84,10 +97,13 @@ FORMATS = {
     ".zarr": "cellray.data.sources.anndata_store:open_zarr",
     ".loom": "cellray.data.sources.loom:open_loom",
     ".h5": "cellray.data.sources.tenx:open_tenx_h5",
-    "matrix.mtx.gz": "cellray.data.sources.tenx:open_tenx_mtx",
-    "matrix.mtx": "cellray.data.sources.tenx:open_tenx_mtx",
+    "matrix.mtx.gz": "cellray.data.sources.tenx_text:open_tenx_mtx",
+    "matrix.mtx": "cellray.data.sources.tenx_text:open_tenx_mtx",
 }
 """Ending of a file's name to the function (uri, matrix) that opens it, imported when needed."""
+
+STAMPS = dict.fromkeys(("matrix.mtx.gz", "matrix.mtx"), "cellray.data.sources.tenx_text:stamp")
+"""Ending of a name that stands for several files to the function (uri) that stamps them all."""
 
 
 def format_of(uri: str) -> str:
@@ -110,6 +126,34 @@ def _ending(uri: str) -> str:
     raise InputError(uri, f"a file of counts ends in one of {listing(FORMATS)}", repr(name), "Convert it with anndata.")
 
 
+def stamp_of(uri: str) -> storage.FileStamp:
+    """Return what tells one version of a source from another: of all its files, where it is several.
+
+    Raises
+    ------
+    InputError
+        A file is missing.
+    """
+    for ending, function in STAMPS.items():
+        if uri.lower().endswith(ending):
+            found: storage.FileStamp = _imported(function)(uri)
+            return found
+    return storage.stamp(uri)
+
+
+def left_out_warning(source: CountSource) -> tuple[str, ...]:
+    """Return a warning where a file holds features that are no genes."""
+    if not source.left_out:
+        return ()
+    types = ", ".join(f"{n:,} {kind!r}" for kind, n in source.left_out.items())
+    return (f"{sum(source.left_out.values()):,} features that are no genes are left out ({types})",)
+
+
+def _imported(name: str) -> Any:  # noqa: ANN401  # a function
+    module, function = name.split(":")
+    return getattr(import_module(module), function)
+
+
 def open_source(uri: str, matrix: str = "X") -> CountSource:
     """Open a file of counts.
 
@@ -125,8 +169,7 @@ def open_source(uri: str, matrix: str = "X") -> CountSource:
     InputError
         The format is unknown, the file is unreadable, or it holds no such matrix.
     """
-    module, function = FORMATS[_ending(uri)].split(":")
-    source: CountSource = getattr(import_module(module), function)(uri, matrix)
+    source: CountSource = _imported(FORMATS[_ending(uri)])(uri, matrix)
     return source
 
 

@@ -3,14 +3,15 @@
 Memory: a range of cells is read as a band of columns, dense, a bounded number of values at a time.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, Self
 
 import h5py
 import pandas as pd
 import pyarrow as pa
 
-from cellray.data.sources.anndata_store import BROKEN, FIX, KIND_OF_DTYPE, first_line, open_hdf5, readable
+from cellray.data.sources.anndata_store import BROKEN, FIX, first_line, kind_of, open_hdf5, readable
 from cellray.data.sources.contract import CountBlock
 from cellray.data.sources.matrices import DenseRows
 from cellray.errors import InputError, StorageError, listing
@@ -21,6 +22,8 @@ _GENE_NAMES = ("var_names", "Gene", "gene_names", "Accession")
 
 class LoomSource:
     """An open loom file; see `cellray.data.sources.contract.CountSource`. `X` is its main matrix."""
+
+    left_out: Mapping[str, int] = MappingProxyType({})
 
     def __init__(self, uri: str, matrix: str, file: h5py.File, close: Callable[[], None]) -> None:
         self.uri, self.matrix = uri, matrix
@@ -34,6 +37,7 @@ class LoomSource:
                 raise InputError(uri, f"it must hold {matrix!r}", listing(self.matrices()), "Correct --matrix.")
             self._rows = DenseRows(file[path], transposed=True)
             self.n_cells, self.n_columns = self._rows.shape
+            self._check_sides()
         except (InputError, StorageError):
             close()
             raise
@@ -46,6 +50,14 @@ class LoomSource:
 
     def __exit__(self, *exc: object) -> None:
         self._close()
+
+    def _check_sides(self) -> None:
+        """Check that each attribute of one value a gene or cell has as many as the matrix."""
+        for group, what, side in (("row_attrs", "gene", self.n_columns), ("col_attrs", "cell", self.n_cells)):
+            for name, values in self._file[group].items():
+                if values.ndim == 1 and len(values) != side:
+                    found = f"{len(values):,} in {group}/{name} for {side:,}"
+                    raise InputError(self.uri, f"{group} must have a value for each {what}", found, FIX)
 
     def matrices(self) -> list[str]:
         """Names of the matrices the file holds."""
@@ -71,9 +83,7 @@ class LoomSource:
         """Name and kind of each column attribute that has one value a cell."""
         with readable(self.uri, "col_attrs"):
             attributes = self._file["col_attrs"]
-            return {
-                n: KIND_OF_DTYPE.get(attributes[n].dtype.kind, "text") for n in attributes if attributes[n].ndim == 1
-            }
+            return {name: kind_of(attributes[name].dtype) for name in attributes if attributes[name].ndim == 1}
 
     def cell_names(self, start: int, stop: int) -> pa.Array:
         """Return the cells' names, or their numbers where there are none."""
