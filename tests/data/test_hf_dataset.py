@@ -268,3 +268,26 @@ def test_the_real_corpus_of_geneformer(shared: Path, tmp_path: Path) -> None:
     assert made.manifest.rows == 500
     assert [row["input_ids"] for row in rows_of(str(tmp_path / "imported"))] == cells["input_ids"].to_pylist()
     assert storage.exists(str(tmp_path / "imported" / "vocabulary.json"))
+
+
+def test_the_vocabulary_is_the_datasets_own(corpus: Corpus, vocabulary: GeneVocabulary, tmp_path: Path) -> None:
+    export_dataset(corpus, str(tmp_path / "out.dataset"))
+    medians = dict.fromkeys(list(vocabulary.genes)[:20], 1.0)
+    GeneVocabulary.from_medians(medians, "v1", "ensembl", 16).save(str(tmp_path / "other.json"))
+    with pytest.raises(InputError, match="must be the one the dataset was tokenized with; found digest"):
+        import_dataset(config(tmp_path, tmp_path / "out.dataset", vocabulary=str(tmp_path / "other.json")))
+    made = import_dataset(config(tmp_path, tmp_path / "out.dataset", vocabulary=None))
+    assert made.manifest.vocabulary_digest == corpus.manifest.vocabulary_digest
+    (tmp_path / "out.dataset" / "vocabulary.json").unlink()
+    with pytest.raises(InputError, match="a dataset needs the vocabulary it was tokenized with; found none in it"):
+        import_dataset(config(tmp_path, tmp_path / "out.dataset", vocabulary=None, output=str(tmp_path / "more")))
+
+
+def test_a_damaged_shard_is_named(corpus: Corpus, tmp_path: Path) -> None:
+    path = Path(corpus.shard_uris[0])
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match=rf"{path.name}: a finished result must hold all its parts, unharmed; found"):
+        export_dataset(corpus, str(tmp_path / "out.dataset"))
+    path.unlink()
+    with pytest.raises(InputError, match="unharmed; found no such file"):
+        export_dataset(corpus, str(tmp_path / "out.dataset"))

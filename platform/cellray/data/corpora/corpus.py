@@ -179,7 +179,24 @@ class Corpus:
 
 
 def read_rows(uri: str, start: int, stop: int, columns: list[str] | None = None) -> pa.Table:
-    """Read rows `start .. stop` of a shard, touching only the row groups they lie in."""
+    """Read rows `start .. stop` of a shard, touching only the row groups they lie in.
+
+    Raises
+    ------
+    InputError
+        The shard is missing or damaged.
+    """
+    try:
+        return _read_rows(uri, start, stop, columns)
+    except (OSError, pa.ArrowException) as error:
+        if storage.is_outage(error):
+            raise
+        found = "no such file" if isinstance(error, FileNotFoundError) else str(error).split("\n", 1)[0]
+        fix = "Restore it, or delete it with its manifest and run the job that made it again."
+        raise InputError(uri, "a finished result must hold all its parts, unharmed", found, fix) from None
+
+
+def _read_rows(uri: str, start: int, stop: int, columns: list[str] | None) -> pa.Table:
     with storage.open_scattered(uri) as stream, pq.ParquetFile(stream, page_checksum_verification=True) as file:
         groups, first, begin = [], 0, None
         for i in range(file.num_row_groups):
@@ -213,12 +230,13 @@ def scan(
 
 
 def damaged_shards(corpus: Corpus, at_once: int = 8) -> list[str]:
-    """Return the shards that are missing or whose bytes are not those of the manifest, reading all of them."""
+    """Return the shards that are missing or whose bytes are not those of the manifest, and which; reads all of them."""
 
     def broken(part: PartRecord) -> str | None:
         uri = corpus.part_uri(part)
-        whole = storage.exists(uri) and storage.sha256_file(uri) == part.sha256
-        return None if whole else part.path
+        if not storage.exists(uri):
+            return f"{part.path} (missing)"
+        return None if storage.sha256_file(uri) == part.sha256 else f"{part.path} (altered)"
 
     with ThreadPoolExecutor(at_once) as threads:
         return [path for path in threads.map(broken, corpus.manifest.parts) if path is not None]

@@ -40,7 +40,11 @@ class ImportConfig(JobConfig):
     """Turn a Hugging Face dataset of token rows, as Geneformer's .dataset folders are, into a token corpus."""
 
     dataset: str = Field(description="folder written by save_to_disk, with input_ids and, if there is, length")
-    vocabulary: str = Field(description="vocabulary.json of the dictionaries it was tokenized with")
+    vocabulary: str | None = Field(
+        None,
+        description="vocabulary.json of the dictionaries it was tokenized with; default: the one in the folder, which "
+        "jobs.export_dataset leaves there",
+    )
     output: str = Field(description="directory or s3:// URI of the corpus")
     obs_columns: tuple[str, ...] = Field(
         (), description="columns to keep with each cell, comma-separated; default: all of text, numbers or flags"
@@ -95,6 +99,29 @@ class Imported:
     left_out: tuple[str, ...]
 
 
+def _vocabulary(config: ImportConfig) -> GeneVocabulary:
+    """Return the vocabulary of the rows: the given one, the folder's own, or, if there are both, the same.
+
+    Raises
+    ------
+    InputError
+        There is none, or they differ: every gene would get another's name.
+    """
+    beside = storage.join(config.dataset, schema.VOCABULARY)
+    own = GeneVocabulary.load(beside) if storage.exists(beside) else None
+    if config.vocabulary is None:
+        if own is None:
+            fix = "Name it with --vocabulary."
+            raise InputError(config.dataset, "a dataset needs the vocabulary it was tokenized with", "none in it", fix)
+        return own
+    given = GeneVocabulary.load(config.vocabulary)
+    if own is not None and own.digest != given.digest:
+        rule = "the vocabulary must be the one the dataset was tokenized with"
+        found = f"digest {given.digest[:12]} for {own.digest[:12]} in the folder"
+        raise InputError(config.vocabulary, rule, found, "Leave --vocabulary out.")
+    return given
+
+
 def plan_import(config: ImportConfig) -> ImportPlan:
     """Open a dataset, see which columns it has, and cut it into units.
 
@@ -103,7 +130,7 @@ def plan_import(config: ImportConfig) -> ImportPlan:
     InputError
         There is no dataset, it lacks a column, or it holds no rows.
     """
-    vocabulary, dataset = GeneVocabulary.load(config.vocabulary), SavedDataset.open(config.dataset)
+    vocabulary, dataset = _vocabulary(config), SavedDataset.open(config.dataset)
     there = dataset.columns.names
     asked = [*config.obs_columns, *filter(None, (config.cell_id_column, config.n_counts_column))]
     if missing := [name for name in (schema.INPUT_IDS, *asked) if name not in there]:

@@ -123,7 +123,6 @@ class QualityTable:
     def _tables(self) -> Iterator[pa.Table]:
         """Yield what pictures need of every part."""
         columns = [schema.DATASET, schema.N_COUNTS, schema.MITO_COUNTS, schema.MITO_FRACTION, schema.N_GENES]
+        columns += [schema.DOUBLET_SCORE, schema.FILTER_PASS, schema.REASON]
         for part in self.manifest.parts:
-            yield read_rows(
-                storage.join(self.uri, part.path), 0, part.rows, [*columns, schema.FILTER_PASS, schema.REASON]
-            )
+            yield read_rows(storage.join(self.uri, part.path), 0, part.rows, columns)

@@ -11,10 +11,10 @@ import h5py
 import pandas as pd
 import pyarrow as pa
 
-from cellray.data.sources.anndata_store import BROKEN, FIX, first_line, kind_of, open_hdf5, readable
+from cellray.data.sources.anndata_store import FIX, kind_of, open_hdf5, readable, sound
 from cellray.data.sources.contract import CountBlock
 from cellray.data.sources.matrices import DenseRows
-from cellray.errors import InputError, StorageError, listing
+from cellray.errors import InputError, listing
 
 _CELL_NAMES = ("CellID", "obs_names", "cell_names", "CellName")
 _GENE_NAMES = ("var_names", "Gene", "gene_names", "Accession")
@@ -29,7 +29,7 @@ class LoomSource:
         self.uri, self.matrix = uri, matrix
         self._file, self._close = file, close
         path = "matrix" if matrix == "X" else matrix
-        try:
+        with sound(uri, "the file must be a whole loom file", close):
             if not {"matrix", "row_attrs", "col_attrs"} <= set(file):
                 found = f"{listing(file)} at its top"
                 raise InputError(uri, "a loom file holds matrix, row_attrs and col_attrs", found, FIX)
@@ -38,12 +38,6 @@ class LoomSource:
             self._rows = DenseRows(file[path], transposed=True)
             self.n_cells, self.n_columns = self._rows.shape
             self._check_sides()
-        except (InputError, StorageError):
-            close()
-            raise
-        except BROKEN as error:
-            close()
-            raise InputError(uri, "the file must be a whole loom file", first_line(error), FIX) from None
 
     def __enter__(self) -> Self:
         return self

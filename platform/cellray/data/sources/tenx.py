@@ -11,10 +11,10 @@ from typing import Any, Self
 import pandas as pd
 import pyarrow as pa
 
-from cellray.data.sources.anndata_store import BROKEN, FIX, first_line, open_hdf5, readable
+from cellray.data.sources.anndata_store import FIX, open_hdf5, readable, sound
 from cellray.data.sources.contract import CountBlock
 from cellray.data.sources.matrices import CsrRows, MatrixName, MatrixRows, SomeColumns
-from cellray.errors import InputError, StorageError, listing
+from cellray.errors import InputError, listing
 
 EXPRESSION = "Gene Expression"
 
@@ -100,21 +100,13 @@ def open_tenx_h5(uri: str, matrix: str) -> TenxSource:
     """Open a Cell Ranger feature-barcode `.h5` file (version 3 or later)."""
     require_x(uri, matrix)
     file, close = open_hdf5(uri)
-    try:
+    with sound(uri, "it must be a feature-barcode matrix of Cell Ranger 3 or later", close):
         group = file["matrix"]
         n_features, n_cells = (int(n) for n in group["shape"][:])
         name = MatrixName(uri, "X")
         rows = CsrRows(name, group["data"], group["indices"], group["indptr"], (n_cells, n_features))
         ids, names, kinds = (text(group["features"][column][:]) for column in ("id", "name", "feature_type"))
         return TenxSource(uri, rows, feature_table(ids, names, kinds), group["barcodes"], close)
-    except (InputError, StorageError):
-        close()
-        raise
-    except BROKEN as error:
-        close()
-        raise InputError(
-            uri, "it must be a feature-barcode matrix of Cell Ranger 3 or later", first_line(error), FIX
-        ) from None
 
 
 def feature_table(ids: Sequence[str], names: Sequence[str], kinds: Sequence[str]) -> pd.DataFrame:
