@@ -45,14 +45,15 @@ N_GENES = "n_genes"
 DOUBLET_SCORE = "doublet_score"
 REASON = "reason"
 
+TOTAL_COUNT, MITOCHONDRIAL, DOUBLET = "total count out of bounds", "mitochondrial content out of bounds", "doublet"
 QUALITY_REASONS = (
     "filter_pass of the file",
     "malignant or immortalised",
     "no counts",
-    "total count out of bounds",
-    "mitochondrial content out of bounds",
+    TOTAL_COUNT,
+    MITOCHONDRIAL,
     "too few genes",
-    "doublet",
+    DOUBLET,
 )
 """Why a cell does not pass quality control. The rules apply in this order; a cell has the first reason that holds."""
 
@@ -285,6 +286,10 @@ class Manifest(Record):
             return cls.model_validate(storage.read_json(path))
         except ValidationError as error:
             first = error.errors()[0]
+            if first["loc"] == ("artefact",) or first["type"] == "missing":
+                other = storage.read_json(path)
+                found = str(other.get("artefact", "something else") if isinstance(other, dict) else "something else")
+                raise InputError(uri, f"it must be a {kind}", found, "Check the path.") from None
             where = ".".join(map(str, first["loc"]))
             raise InputError(
                 path, f"it must be the manifest of a {kind}", f"{where}: {first['msg']}", "Check the path."

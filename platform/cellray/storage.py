@@ -3,9 +3,11 @@
 Knows nothing of what the files mean. Every write here is complete or absent: a reader never sees half a file.
 """
 
+import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -32,7 +34,9 @@ class FileStamp:
 
 
 def absolute(uri: str) -> str:
-    """Return the URI with a local path made absolute, since Ray workers run in other directories."""
+    """Return the one name of a place: local paths absolute, since Ray workers run in other directories."""
+    for alias, name in (("file://", ""), ("s3a://", "s3://")):
+        uri = name + uri.removeprefix(alias) if uri.startswith(alias) else uri
     return uri if "://" in uri else str(Path(uri).expanduser().resolve())
 
 
@@ -98,6 +102,21 @@ def _store(name: str) -> str:
     return head + mark.rstrip("/")
 
 
+_OUTAGES = {
+    *(errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT),
+    *(errno.ETIMEDOUT, errno.ENOTCONN, errno.ECONNRESET, errno.EHOSTDOWN, errno.EREMOTEIO),
+}
+_ERRNO = re.compile(r"errno = (\d+)")  # how HDF5 puts it
+
+
+def is_outage(error: BaseException) -> bool:
+    """Tell whether the machine or a disk failed, rather than that a file is damaged."""
+    if not isinstance(error, OSError):
+        return False
+    named = _ERRNO.search(str(error))
+    return (int(named[1]) if named else error.errno) in _OUTAGES
+
+
 def stamp(uri: str) -> FileStamp:
     """Return size and version of a file, or of all files of a folder together.
 
@@ -107,6 +126,7 @@ def stamp(uri: str) -> FileStamp:
         There is no such file.
     """
     fs, path = filesystem(uri)
+    fs.invalidate_cache()  # object stores' file systems remember listings
     try:
         info = fs.info(path)
     except (FileNotFoundError, PermissionError) as error:
@@ -144,7 +164,8 @@ def read_json(uri: str) -> Any:  # noqa: ANN401  # JSON is what it is
     except FileNotFoundError:
         raise InputError(uri, "the file must exist", "no such file", "Check the path.") from None
     except (json.JSONDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
-        raise InputError(uri, "the file must be JSON", str(error), "Check that this is the right file.") from None
+        found = f"something else ({error})"
+        raise InputError(uri, "the file must be JSON", found, "Check that this is the right file.") from None
 
 
 def sha256_bytes(data: bytes) -> str:

@@ -69,7 +69,7 @@ def test_a_vocabulary_from_counts_says_what_it_wrote(
     made, medians, cells, columns = capsys.readouterr().out.splitlines()
     assert made.startswith(f"wrote {output}: 40 genes (40 with a median), ids: ensembl, input size 2,048")
     assert medians == (
-        "medians: ddsketch, error at most 0.25%; files: 1, cells: 50, nonzero values: 768, "
+        "medians: sketched, error at most 0.25%; files: 1, cells: 50, nonzero values: 768, "
         "genes seen in fewer than 10 cells: 1"
     )
     assert (cells, columns) == (

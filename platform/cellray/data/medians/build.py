@@ -112,9 +112,9 @@ def describe_origin(vocabulary: GeneVocabulary) -> str:
     o = vocabulary.origin
     if not o:
         return ""
-    error = f"error at most {o['largest_error']:.2%}" if o["largest_error"] else "exact"
+    how = f"sketched, error at most {o['largest_error']:.2%}" if o["largest_error"] else "exact"
     lines = (
-        f"medians: {o['method']}, {error}; files: {o['files']:,}, cells: {o['cells']:,}, "
+        f"medians: {how}; files: {o['files']:,}, cells: {o['cells']:,}, "
         f"nonzero values: {o['values']:,}, genes seen in fewer than {FEW_CELLS} cells: {o['genes_of_few_cells']:,}",
         f"cells left out: {counted(Counter(o['cells_left_out']))}",
         f"columns left out, over all files: {counted(Counter(o['columns_left_out']))}; "

@@ -112,7 +112,10 @@ class QualityJob:
     def request(self) -> str:
         """Digest of all that decides the result."""
         return schema.request_digest(
-            artefact="quality control", units=[unit.key for unit in self.units], rules=self.rules.model_dump()
+            artefact="quality control",
+            units=[unit.key for unit in self.units],
+            rules=self.rules.model_dump(),
+            failed=[failed.uri for failed in self.failed],
         )
 
 
