@@ -1,5 +1,9 @@
-"""Masking, the loss, the loop; and one real run on Ray Train."""
+"""Masking, the loss, the loop; and real runs on Ray Train."""
 
+import os
+import signal
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +24,7 @@ from cellray.train.loop import Batch, Loop, LoopConfig
 from cellray.train.objectives import NOT_MASKED, GeneMasker, MaskedBatch, MaskedGeneLoss, step_generator
 from cellray.train.pretrain import PretrainConfig, pretrain, write_initial_model
 from cellray.vocabulary import GeneVocabulary
+from tests.processes import ray_workers
 
 CPU = torch.device("cpu")
 
@@ -211,3 +216,37 @@ def test_a_corpus_too_small_to_train_on(corpus: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--preset: must be one of tiny"):
         pretrain(config.model_copy(update={"batch_size": 4, "preset": "huge"}))
     assert not (tmp_path / "m").exists()
+
+
+def weights(uri: str) -> str:
+    return storage.sha256_file(storage.join(uri, "model.safetensors"))
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_killed_worker_changes_nothing(corpus: str, tmp_path: Path) -> None:
+    config = PretrainConfig(
+        corpus=corpus,
+        output=str(tmp_path / "straight"),
+        max_steps=30,
+        batch_size=16,
+        validate_every=5,
+        validation_fraction=0.1,
+        tracking_uri="none",
+        seed=4,
+    )
+    straight = pretrain(config)
+    killed: list[int] = []
+
+    def kill() -> None:
+        saved = tmp_path / "killed.training"
+        while not list(saved.glob("run-*/checkpoint_*")):
+            time.sleep(0.02)
+        killed.extend(pid for pid in ray_workers("ray::RayTrainWorker") if not os.kill(pid, signal.SIGKILL))
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    resumed = pretrain(config.model_copy(update={"output": str(tmp_path / "killed")}))
+    thread.join()
+    assert killed
+    assert resumed.validation_loss == straight.validation_loss
+    assert weights(resumed.uri) == weights(straight.uri)
