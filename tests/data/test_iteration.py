@@ -1,5 +1,6 @@
 """Iterating a corpus: as a torch dataset, as Ray Data; and what training and embedding see of a concatenation."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -109,13 +110,15 @@ def test_a_corpus_as_ray_data(corpus: Corpus) -> None:
         corpus.ray_dataset(["donor"])
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_training_sees_every_cell_of_a_concatenation_once(corpus: Corpus) -> None:
-    from cellray.train.feed import cells
+    from cellray.train.feed import Feed, spans
+    from cellray.train.order import TrainingOrder
 
-    sides = [cells(corpus, 0.2, 0, held=held).take_all() for held in (False, True)]
-    assert all(len(side) > 10 for side in sides)
-    found = sorted(list(row["input_ids"]) for side in sides for row in side)
+    feed = Feed(TrainingOrder(spans(corpus), 8, 0.2, 0), 0, 1, pad_id=0)
+    training = list(itertools.islice(feed.batches(0), feed.order.steps(0)))
+    held = feed.held_out(8)
+    assert min(len(training), len(held)) > 1
+    found = sorted(row[row > 0].tolist() for batch in (*training, *held) for row in batch.input_ids_nl)
     assert found == sorted(row["input_ids"] for row in rows_of(corpus))  # type: ignore[type-var]
 
 

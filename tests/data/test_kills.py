@@ -19,6 +19,7 @@ from cellray.errors import InputError
 from cellray.vocabulary import GeneVocabulary
 from tests.conftest import REPOSITORY
 from tests.faulty_proxy import FAULTS, Fault, FaultyProxy
+from tests.processes import ray_workers
 from tests.s3 import s3_environment
 
 Make = Callable[..., Path]
@@ -64,24 +65,6 @@ def require_equal(config: TokenizeConfig) -> None:
     assert damaged_shards(corpus) == []
 
 
-def _stat(pid: str) -> tuple[str, int]:
-    """Return name and parent of a process."""
-    try:
-        name = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode()
-        return name, int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
-    except (OSError, IndexError, ValueError):
-        return "", 0
-
-
-def ray_workers() -> list[int]:
-    """Return the worker processes of this process's own Ray."""
-    found = {pid: _stat(pid) for pid in os.listdir("/proc") if pid.isdigit()}  # noqa: PTH208
-    raylets = {int(pid) for pid, (name, parent) in found.items() if name.endswith("raylet") and parent == os.getpid()}
-    return [
-        int(pid) for pid, (name, parent) in found.items() if name in ("ray::_call", "ray::IDLE") and parent in raylets
-    ]
-
-
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.chaos)])
 def test_killed_workers(ray_session: None, config: TokenizeConfig, kills: int) -> None:
     rng, killed, done = random.Random(0), 0, threading.Event()  # noqa: S311
@@ -89,7 +72,7 @@ def test_killed_workers(ray_session: None, config: TokenizeConfig, kills: int) -
     def kill() -> None:
         nonlocal killed
         while killed < kills and not done.wait(0.05 + rng.random() / 5):
-            if workers := ray_workers():
+            if workers := ray_workers("ray::_call", "ray::IDLE"):
                 os.kill(rng.choice(workers), signal.SIGKILL)
                 killed += 1
 

@@ -1,6 +1,10 @@
-"""Masking, the loss, the loop; and one real run on Ray Train."""
+"""Masking, the loss, the loop; and real runs on Ray Train."""
 
-from collections.abc import Callable, Iterator
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +24,7 @@ from cellray.train.loop import Batch, Loop, LoopConfig
 from cellray.train.objectives import NOT_MASKED, GeneMasker, MaskedBatch, MaskedGeneLoss, step_generator
 from cellray.train.pretrain import PretrainConfig, pretrain, write_initial_model
 from cellray.vocabulary import GeneVocabulary
+from tests.processes import ray_workers
 
 CPU = torch.device("cpu")
 
@@ -66,7 +71,6 @@ def test_the_loss_is_that_of_the_whole_head(vocabulary: GeneVocabulary) -> None:
 def make_loop(vocabulary: GeneVocabulary, steps: int, **changes: object) -> tuple[Loop, BertForMaskedLM]:
     torch.manual_seed(0)
     config = bert_config("tiny", vocabulary, 16)
-    config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
     model = BertForMaskedLM(config)
     numbers = {
         "steps": steps,
@@ -83,17 +87,17 @@ def make_loop(vocabulary: GeneVocabulary, steps: int, **changes: object) -> tupl
     return Loop(MaskedGeneLoss(model, vocabulary), GeneMasker(vocabulary, 0.3, CPU), loop_config, CPU), model
 
 
-def batches(count: int, skip: int = 0) -> list[Iterator[Batch]]:
+def batches(count: int, skip: int = 0) -> list[Batch]:
     rng = np.random.default_rng(0)
     made = [Batch(torch.from_numpy(rng.integers(2, 32, (4, 12))), 48) for _ in range(count)]
-    return [iter(made[skip:])]
+    return made[skip:]
 
 
 def test_training_reports_validates_and_learns(vocabulary: GeneVocabulary) -> None:
     loop, _ = make_loop(vocabulary, 40, learning_rate=5e-3)
     same = Batch(torch.arange(2, 14).repeat(4, 1), 48)  # always the same cell: it can be learnt by heart
     reports: list[tuple[dict[str, float], bool]] = []
-    loop.run([iter([same] * 100)], lambda: [same], lambda metrics, due: reports.append((metrics, due)))
+    loop.run([same] * 100, [same], lambda metrics, due: reports.append((metrics, due)))
     assert loop.step == 40
     assert [metrics["step"] for metrics, due in reports if due] == [5, 10, 15, 20, 25, 30, 35, 40]
     losses = [metrics["validation_loss"] for metrics, due in reports if due]
@@ -104,7 +108,7 @@ def test_training_reports_validates_and_learns(vocabulary: GeneVocabulary) -> No
 
 def test_stop_and_go_is_as_going_straight(vocabulary: GeneVocabulary, tmp_path: Path) -> None:
     straight, model = make_loop(vocabulary, 8)
-    straight.run(batches(8), list, lambda *_: None)
+    straight.run(batches(8), [], lambda *_: None)
     first, first_model = make_loop(vocabulary, 8)
 
     class StopError(Exception):
@@ -116,10 +120,10 @@ def test_stop_and_go_is_as_going_straight(vocabulary: GeneVocabulary, tmp_path: 
             raise StopError
 
     with pytest.raises(StopError):
-        first.run(batches(8), list, stop_at_five)
+        first.run(batches(8), [], stop_at_five)
     second, second_model = make_loop(vocabulary, 8)
     second.load(tmp_path, second_model)
-    second.run(batches(8, skip=5), list, lambda *_: None)
+    second.run(batches(8, skip=5), [], lambda *_: None)
     for name, weight in model.state_dict().items():
         assert torch.equal(weight, second_model.state_dict()[name]), name
     assert {p.suffix for p in tmp_path.iterdir()} == {".safetensors", ".json"}
@@ -130,7 +134,7 @@ def test_a_loss_that_is_not_finite_stops_training(vocabulary: GeneVocabulary) ->
     with torch.no_grad():
         model.bert.embeddings.word_embeddings.weight.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="loss became nan at step 0"):
-        loop.run(batches(3), list, lambda *_: None)
+        loop.run(batches(3), [], lambda *_: None)
 
 
 def test_nothing_masked_is_no_loss(vocabulary: GeneVocabulary) -> None:
@@ -186,8 +190,8 @@ def test_pretraining_makes_a_model_and_a_record(corpus: str, tmp_path: Path) -> 
         pretrain(config.model_copy(update={"seed": 1}))
     with pytest.raises(InputError, match="the output must be new or empty"):
         pretrain(config.model_copy(update={"output": str(tmp_path)}))
-    with pytest.raises(InputError, match="workers must leave a CPU"):
-        pretrain(config.model_copy(update={"output": str(tmp_path / "two"), "num_workers": 2}))
+    with pytest.raises(InputError, match="workers must fit on the machine"):
+        pretrain(config.model_copy(update={"output": str(tmp_path / "two"), "num_workers": 3}))
     assert not (tmp_path / "model.training").exists()
 
 
@@ -212,3 +216,37 @@ def test_a_corpus_too_small_to_train_on(corpus: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--preset: must be one of tiny"):
         pretrain(config.model_copy(update={"batch_size": 4, "preset": "huge"}))
     assert not (tmp_path / "m").exists()
+
+
+def weights(uri: str) -> str:
+    return storage.sha256_file(storage.join(uri, "model.safetensors"))
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_killed_worker_changes_nothing(corpus: str, tmp_path: Path) -> None:
+    config = PretrainConfig(
+        corpus=corpus,
+        output=str(tmp_path / "straight"),
+        max_steps=30,
+        batch_size=16,
+        validate_every=5,
+        validation_fraction=0.1,
+        tracking_uri="none",
+        seed=4,
+    )
+    straight = pretrain(config)
+    killed: list[int] = []
+
+    def kill() -> None:
+        saved = tmp_path / "killed.training"
+        while not list(saved.glob("run-*/checkpoint_*")):
+            time.sleep(0.02)
+        killed.extend(pid for pid in ray_workers("ray::RayTrainWorker") if not os.kill(pid, signal.SIGKILL))
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    resumed = pretrain(config.model_copy(update={"output": str(tmp_path / "killed")}))
+    thread.join()
+    assert killed
+    assert resumed.validation_loss == straight.validation_loss
+    assert weights(resumed.uri) == weights(straight.uri)

@@ -1,8 +1,12 @@
-"""The cells of a corpus as training batches: which are held out, in which order, grouped by length."""
+"""Brings the cells of a corpus to one training worker as padded batches, reading ahead of the training.
 
-from collections.abc import Iterable, Iterator
-from functools import partial
-from typing import Any
+Which cells come when is decided by `cellray.train.order`; here they are read. Every worker reads the pools it takes
+cells from, which is little beside training on them.
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -10,72 +14,74 @@ import torch
 from numpy.typing import NDArray
 
 from cellray import schema
-from cellray.data.collate import TokenRows, length_grouped_batches
+from cellray.data.collate import TokenRows
 from cellray.data.corpora.corpus import Corpus, read_rows
-from cellray.data.corpora.split import held_out
 from cellray.train.loop import Batch
+from cellray.train.order import Pool, Span, TrainingOrder
 
-_RANGE_CELLS = 4096  # cells a read task brings
-_GROUP_BATCHES = 64  # batches among which rows are grouped by length
+SPAN_CELLS = 4096
+"""Most cells of a span: what is read at a time."""
 
 
-def cells(corpus: Corpus, fraction: float, seed: int, *, held: bool) -> Any:  # noqa: ANN401  # a ray.data.Dataset
-    """Return the token rows of the training or the held-out cells as a Ray Dataset.
-
-    Ranges of cells come in an order drawn by the seed, so that files sorted by donor or cell type are mixed.
-    """
-    import ray
-
-    ranges, first = [], 0
-    for unit in corpus.plan_units(_RANGE_CELLS):
-        ranges.append({"uri": unit.uri, "start": unit.start, "stop": unit.stop, "first": first})
+def spans(corpus: Corpus) -> list[Span]:
+    """Cut a corpus into spans."""
+    found, first = [], 0
+    for unit in corpus.plan_units(SPAN_CELLS):
+        found.append(Span(unit.uri, unit.start, unit.stop, first))
         first += unit.stop - unit.start
-    order = np.random.default_rng(seed).permutation(len(ranges))
-    shuffled = [ranges[i] for i in order]
-    read = partial(_read_range, fraction=fraction, seed=seed, held=held)
-    return ray.data.from_items(shuffled, override_num_blocks=len(shuffled)).map_batches(read, batch_format="pyarrow")
+    return found
 
 
-def _read_range(ranges: pa.Table, fraction: float, seed: int, *, held: bool) -> Iterator[pa.Table]:
-    """Read row ranges of the corpus and keep the cells of one side of the split."""
-    for item in ranges.to_pylist():
-        rows = read_rows(item["uri"], item["start"], item["stop"], columns=[schema.INPUT_IDS])
-        wanted = held_out(item["first"], rows.num_rows, fraction, seed) == held
-        yield rows.filter(pa.array(wanted))
+@dataclass(frozen=True)
+class Feed:
+    """One worker's share of the cells.
 
-
-def epochs(data: Any, batch_size: int, pad_id: int, seed: int, rank: int, first: int) -> Iterable[Iterator[Batch]]:  # noqa: ANN401
-    """Yield epochs without end, each in an order of its own.
-
-    Parameters
+    Attributes
     ----------
-    data
-        This worker's share of the training cells, a `ray.data.DataIterator`.
-    first
-        Number of the epoch to begin with.
+    order
+        Decides which cells come when.
+    rank, world_size
+        Which of how many workers this is: of each batch it gets every `world_size`-th cell, from `rank` on.
+    pad_id
+        Fills rows up.
     """
-    epoch = first
-    while True:
-        yield _epoch(data, batch_size, pad_id, np.random.default_rng([seed, epoch, rank]))
-        epoch += 1
 
+    order: TrainingOrder
+    rank: int
+    world_size: int
+    pad_id: int
 
-def _epoch(data: Any, batch_size: int, pad_id: int, rng: np.random.Generator) -> Iterator[Batch]:  # noqa: ANN401
-    """Yield one epoch's batches, grouped by length among some dozens of batches that lie together."""
-    group = batch_size * _GROUP_BATCHES
-    buffer = {"local_shuffle_buffer_size": 2 * group, "local_shuffle_seed": int(rng.integers(1 << 31))}
-    for table in data.iter_batches(batch_size=group, batch_format="pyarrow", **buffer):
-        rows = TokenRows.from_arrow(table[schema.INPUT_IDS])
-        for chosen in length_grouped_batches(rows.lengths, batch_size, rng):
-            yield _batch(rows, chosen, pad_id)
+    def batches(self, step: int) -> Iterator[Batch]:
+        """Yield this worker's batches from a step on, epoch after epoch, without end."""
+        epoch, within = self.order.locate(step)
+        with ThreadPoolExecutor(1) as reader:
+            ahead = [(epoch, pool) for pool in self.order.pools(epoch) if pool.first_step + pool.steps > within]
+            reading = reader.submit(self._read, ahead[0][1].spans, held=False)
+            while True:
+                (epoch, pool), rest = ahead[0], ahead[1:]
+                ahead = rest or [(epoch + 1, following) for following in self.order.pools(epoch + 1)]
+                rows, reading = reading.result(), reader.submit(self._read, ahead[0][1].spans, held=False)
+                skipped = max(0, within - pool.first_step)
+                yield from self._of_pool(epoch, pool, rows, skipped)
+                within = 0
 
+    def _of_pool(self, epoch: int, pool: Pool, rows: TokenRows, skipped: int) -> Iterator[Batch]:
+        for chosen in self.order.batches(epoch, pool, rows.lengths)[skipped:]:
+            yield self._batch(rows, chosen[self.rank :: self.world_size])
 
-def in_order(data: Any, batch_size: int, pad_id: int) -> Iterator[Batch]:  # noqa: ANN401  # a ray.data.DataIterator
-    """Yield all cells in their own order."""
-    for table in data.iter_batches(batch_size=batch_size, batch_format="pyarrow"):
-        rows = TokenRows.from_arrow(table[schema.INPUT_IDS])
-        yield _batch(rows, np.arange(table.num_rows), pad_id)
+    def held_out(self, batch_cells: int) -> list[Batch]:
+        """Return this worker's share of the held-out cells, longest first."""
+        rows = self._read(self.order.held_spans(), held=True)
+        own = np.argsort(-rows.lengths, kind="stable")[self.rank :: self.world_size]
+        return [self._batch(rows, own[i : i + batch_cells]) for i in range(0, len(own), batch_cells)]
 
+    def _read(self, wanted: Sequence[Span], *, held: bool) -> TokenRows:
+        """Read the training or the held-out cells of some spans."""
+        pieces = []
+        for span in wanted:
+            rows = read_rows(span.uri, span.start, span.stop, columns=[schema.INPUT_IDS])
+            pieces.append(rows.filter(pa.array(self.order.training_cells(span) != held)))
+        return TokenRows.from_arrow(pa.concat_tables(pieces)[schema.INPUT_IDS])
 
-def _batch(rows: TokenRows, chosen: NDArray[np.int64], pad_id: int) -> Batch:
-    return Batch(torch.from_numpy(rows.pad(chosen, pad_id)), int(rows.lengths[chosen].sum()))
+    def _batch(self, rows: TokenRows, chosen: NDArray[np.int64]) -> Batch:
+        return Batch(torch.from_numpy(rows.pad(chosen, self.pad_id)), int(rows.lengths[chosen].sum()))

@@ -8,6 +8,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -86,28 +87,30 @@ class Loop:
         self._scheduler = get_scheduler(config.schedule, self.optimizer, config.warmup_steps, config.steps)
         self.step = 0
 
-    def run(self, epochs: Iterable[Iterator[Batch]], validation: Callable[[], Iterable[Batch]], report: Report) -> None:
+    def run(self, batches: Iterable[Batch], validation: Iterable[Batch], report: Report) -> None:
         """Train until the configured number of steps.
 
         Parameters
         ----------
-        epochs
-            For each epoch its batches.
+        batches
+            Those of the steps still to do, in order.
         validation
-            Gives the held-out batches anew at each call.
+            The held-out batches, gone through at every validation.
         report
             Receives metrics.
         """
         config = self._config
-        window = _Window()
-        for batch in _chain(epochs, config.steps - self.step):
+        window, source = _Window(), iter(batches)
+        while self.step < config.steps:
+            with window.waiting():
+                batch = next(source)
             window.add(*self.train_step(batch.input_ids_nl), batch)
             last = self.step == config.steps
             due = last or self.step % config.validate_every == 0
             if due or self.step % config.log_every == 0:
                 metrics = window.metrics(config.world_size) | {"learning_rate": self._scheduler.get_last_lr()[0]}
                 if due:
-                    metrics["validation_loss"] = self.validate(validation())
+                    metrics["validation_loss"] = self.validate(validation)
                 report({"step": self.step, **metrics}, due)
                 window = _Window()  # validation and checkpoints do not count towards the rates
 
@@ -122,16 +125,27 @@ class Loop:
         config = self._config
         self._loss.train()
         generator = step_generator(config.seed, self.step, config.rank, self._device)
+        torch.manual_seed(generator.initial_seed())  # dropout: a function of the step too, so a resumed run is the same
         total, count = self._loss(self._masker(batch_nl.to(self._device), generator))
         if not bool(torch.isfinite(total)):
             raise FloatingPointError(f"the loss became {total.item()} at step {self.step}; try a lower learning rate")
         self.optimizer.zero_grad(set_to_none=True)
-        (total / count.clamp(min=1)).backward()
+        (total * self._weight(count)).backward()
         nn.utils.clip_grad_norm_(self._loss.parameters(), config.max_grad_norm)
         self.optimizer.step()
         self._scheduler.step()
         self.step += 1
         return float(total.detach()), int(count)
+
+    def _weight(self, count: Tensor) -> Tensor:
+        """Return what the summed loss is scaled by: the mean over all workers' masked genes, whoever has how many.
+
+        Workers average their gradients, hence the factor `world_size`.
+        """
+        everywhere = count.to(torch.float64)
+        if self._config.world_size > 1:
+            torch.distributed.all_reduce(everywhere)
+        return (self._config.world_size / everywhere.clamp(min=1)).to(torch.float32)
 
     @torch.no_grad()
     def validate(self, batches: Iterable[Batch]) -> float:
@@ -169,8 +183,15 @@ class _Window:
     """Sums since the last report."""
 
     def __init__(self) -> None:
-        self._loss, self._masked, self._tokens, self._cells = 0.0, 0, 0, 0
+        self._loss, self._masked, self._tokens, self._cells, self._waited = 0.0, 0, 0, 0, 0.0
         self._began = time.perf_counter()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time in the block as waiting for data."""
+        began = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - began
 
     def add(self, loss: float, masked: int, batch: Batch) -> None:
         self._loss += loss
@@ -184,22 +205,8 @@ class _Window:
             "train_loss": self._loss / max(self._masked, 1),
             "tokens_per_s": world_size * self._tokens / seconds,
             "cells_per_s": world_size * self._cells / seconds,
+            "data_wait_share": self._waited / seconds,
         }
-
-
-def _chain(epochs: Iterable[Iterator[Batch]], steps: int) -> Iterator[Batch]:
-    """Yield batches epoch after epoch until the steps are used up."""
-    if steps <= 0:
-        return
-    for epoch in epochs:
-        left = steps
-        for batch in epoch:
-            yield batch
-            steps -= 1
-            if steps == 0:
-                return
-        if steps == left:
-            raise RuntimeError("an epoch without a batch: this worker's share of the cells is smaller than a batch")
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

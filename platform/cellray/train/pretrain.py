@@ -3,25 +3,24 @@
 import logging
 import math
 import os
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from transformers import BertForMaskedLM
 
 from cellray import schema, storage, tracking
 from cellray.config import JobConfig
 from cellray.data.corpora.corpus import Corpus
-from cellray.data.corpora.split import held_out
 from cellray.data.session import default_threads, ensure_ray, plain_errors
 from cellray.errors import InputError
 from cellray.model.checkpoint import CONFIG, ModelDirectory, save_model
 from cellray.model.presets import bert_config
 from cellray.tracking import Tracker
-from cellray.train.feed import cells
+from cellray.train.feed import spans
 from cellray.train.loop import MODEL_STATE, LoopConfig
+from cellray.train.order import TrainingOrder
 from cellray.train.reports import report_relay, shown
 from cellray.train.worker import TrainPlan, new_model, train_worker
 
@@ -36,7 +35,7 @@ class PretrainConfig(JobConfig):
     preset: str = Field("tiny", description="size of the model: tiny, v1-10m, v2-104m or v2-316m")
     epochs: float = Field(3, gt=0, description="times each cell is seen [epochs]")
     max_steps: int | None = Field(None, ge=1, description="stop after so many optimiser steps [steps]")
-    batch_size: int = Field(12, ge=1, description="cells of a step on each worker [cells]")
+    batch_size: int = Field(12, ge=1, description="cells of a step, over all workers [cells]")
     learning_rate: float = Field(1e-3, gt=0, description="peak learning rate")
     schedule: Literal["linear", "cosine"] = Field("linear", description="decay of the learning rate after the warm-up")
     warmup_steps: int | None = Field(None, ge=0, description="steps of rising learning rate, default: a tenth [steps]")
@@ -59,6 +58,14 @@ class PretrainConfig(JobConfig):
         None, description="MLflow tracking URI, or none; default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db"
     )
     experiment: str = Field("cellray", description="MLflow experiment")
+
+    @model_validator(mode="after")
+    def _a_cell_for_everyone(self) -> "PretrainConfig":
+        if self.batch_size < 2 * self.num_workers > 2:
+            raise ValueError(
+                f"--batch-size {self.batch_size} is too small for --num-workers {self.num_workers}: two each"
+            )
+        return self
 
 
 @dataclass(frozen=True)
@@ -137,16 +144,16 @@ def make_plan(config: PretrainConfig, corpus: Corpus) -> TrainPlan:
         There are too few cells to train on or to hold out.
     """
     total, fraction = corpus.manifest.rows, _held_fraction(config, corpus)
-    training = total - int(held_out(0, total, fraction, config.seed).sum())
-    per_step = config.batch_size * config.num_workers
-    if training < per_step or training == total:
+    order = TrainingOrder(spans(corpus), config.batch_size, fraction, config.seed)
+    if order.cells < config.batch_size or order.cells == total:
         raise InputError(
             corpus.uri,
-            f"training needs at least {per_step:,} cells for one step and one held-out cell",
-            f"{training:,} cells to train on and {total - training:,} held out",
+            f"training needs at least {config.batch_size:,} cells for one step and one held-out cell",
+            f"{order.cells:,} cells to train on and {total - order.cells:,} held out",
             "Use more cells, a smaller --batch-size or another --validation-fraction.",
         )
-    steps = math.ceil(config.epochs * (training // per_step))
+    whole, part = divmod(config.epochs, 1)
+    steps = sum(order.steps(epoch) for epoch in range(int(whole))) + math.ceil(part * order.steps(int(whole)))
     steps = min(steps, config.max_steps or steps)
     return TrainPlan(
         vocabulary=corpus.vocabulary,
@@ -163,8 +170,9 @@ def make_plan(config: PretrainConfig, corpus: Corpus) -> TrainPlan:
             log_every=min(config.log_every, max(1, steps // 10)),
             seed=config.seed,
         ),
-        steps_per_epoch=training // per_step,
+        corpus=corpus.uri,
         batch_size=config.batch_size,
+        held_fraction=fraction,
         mask_probability=config.mask_probability,
         threads=config.threads or default_threads(config.num_workers, config.cpus_per_worker),
     )
@@ -178,6 +186,7 @@ def _held_fraction(config: PretrainConfig, corpus: Corpus) -> float:
 def _request(config: PretrainConfig, corpus: Corpus) -> str:
     """Return the digest of what decides the weights: where they go and how the run is watched do not."""
     ignored = {"corpus", "output", "tracking_uri", "experiment", "log_every", "max_failures", "threads"}
+    ignored |= {"num_workers", "use_gpu", "cpus_per_worker"}  # a run may go on with more workers, or on other ones
     return schema.request_digest(corpus=corpus.manifest.digest, **config.model_dump(exclude=ignored))
 
 
@@ -195,14 +204,14 @@ def _finished(output: str, request: str) -> PretrainResult | None:
 
 
 def _check_resources(config: PretrainConfig) -> None:
-    """Refuse to start what would wait for ever: on one machine, reading the cells needs a CPU beside the workers."""
+    """Refuse to start what would wait for ever on one machine."""
     import ray
 
     have, wanted = ray.cluster_resources().get("CPU", 0), config.num_workers * config.cpus_per_worker
-    if not os.environ.get("RAY_ADDRESS") and wanted >= have:
+    if not os.environ.get("RAY_ADDRESS") and wanted > have:
         raise InputError(
             "--num-workers",
-            "workers must leave a CPU for reading cells",
+            "workers must fit on the machine",
             f"{config.num_workers} workers of {config.cpus_per_worker:g} CPUs on a machine with {have:g}",
             "Use fewer workers or a smaller --cpus-per-worker, as 0.5.",
         )
@@ -222,24 +231,14 @@ def _start_tracking(config: PretrainConfig, corpus: Corpus, plan: TrainPlan) -> 
 
 def _train(config: PretrainConfig, plan: TrainPlan, corpus: Corpus, tracker: Tracker, name: str) -> dict[str, Any]:
     """Run the trainer; return the last metrics with the checkpoint that goes with them."""
-    from ray.train import CheckpointConfig, DataConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    fraction = _held_fraction(config, corpus)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Ray warns of its own deprecated fields
-        options = DataConfig.default_ingest_options()
-    options.preserve_order = True  # or the order of the cells would depend on which read ended first
     filesystem, storage_path = _arrow_filesystem(f"{storage.absolute(config.output)}.training")
     lines, callback = report_relay(tracker, plan.loop.steps)
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"plan": plan},
-        datasets={
-            "train": cells(corpus, fraction, config.seed, held=False),
-            "validation": cells(corpus, fraction, config.seed, held=True),
-        },
-        dataset_config=DataConfig(execution_options=options),
         scaling_config=ScalingConfig(
             num_workers=config.num_workers,
             use_gpu=config.use_gpu,
@@ -259,9 +258,9 @@ def _train(config: PretrainConfig, plan: TrainPlan, corpus: Corpus, tracker: Tra
         "training %s: %s steps of %s cells on %s worker(s), %s steps an epoch; starting takes half a minute",
         config.preset,
         f"{plan.loop.steps:,}",
-        f"{config.batch_size * config.num_workers:,}",
+        f"{config.batch_size:,}",
         config.num_workers,
-        f"{plan.steps_per_epoch:,}",
+        f"{plan.order().steps(0):,}",
     )
     with shown(lines):
         result = trainer.fit()

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from transformers import BertForMaskedLM
 
+from cellray.data.corpora.corpus import Corpus
 from cellray.model.presets import bert_config
-from cellray.train.feed import epochs, in_order
+from cellray.train.feed import Feed, spans
 from cellray.train.loop import Loop, LoopConfig
 from cellray.train.objectives import GeneMasker, MaskedGeneLoss
+from cellray.train.order import TrainingOrder
 from cellray.vocabulary import PAD, GeneVocabulary
 
 
@@ -25,10 +27,12 @@ class TrainPlan:
         Decide the model.
     loop
         Numbers of the loop; each worker sets its own rank.
-    steps_per_epoch
-        Optimiser steps in which each training cell is seen once.
+    corpus
+        Where the cells are.
     batch_size
-        Cells of a step on each worker.
+        Cells of a step over all workers.
+    held_fraction
+        Share of the cells held out.
     mask_probability
         Share of the genes that are predicted.
     threads
@@ -39,10 +43,15 @@ class TrainPlan:
     preset: str
     input_size: int
     loop: LoopConfig
-    steps_per_epoch: int
+    corpus: str
     batch_size: int
+    held_fraction: float
     mask_probability: float
     threads: int
+
+    def order(self) -> TrainingOrder:
+        """Return which cells come in which step."""
+        return TrainingOrder(spans(Corpus.open(self.corpus)), self.batch_size, self.held_fraction, self.loop.seed)
 
 
 def new_model(plan: TrainPlan) -> BertForMaskedLM:
@@ -60,13 +69,12 @@ def train_worker(settings: dict[str, Any]) -> None:
 
     plan: TrainPlan = settings["plan"]
     context, device = train.get_context(), ray_torch.get_device()
-    rank, seed, pad_id = context.get_world_rank(), plan.loop.seed, plan.vocabulary.special_tokens[PAD]
+    rank, world_size = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(plan.threads)
-    torch.manual_seed(seed + rank)  # dropout
     model = new_model(plan).to(device)
     loss = ray_torch.prepare_model(MaskedGeneLoss(model, plan.vocabulary))
     masker = GeneMasker(plan.vocabulary, plan.mask_probability, device)
-    loop = Loop(loss, masker, plan.loop.of_rank(rank, context.get_world_size()), device)
+    loop = Loop(loss, masker, plan.loop.of_rank(rank, world_size), device)
     if (checkpoint := train.get_checkpoint()) is not None:
         with checkpoint.as_directory() as directory:
             loop.load(Path(directory), model)
@@ -78,10 +86,5 @@ def train_worker(settings: dict[str, Any]) -> None:
             made = train.Checkpoint.from_directory(folder) if due and rank == 0 else None
             train.report(metrics, checkpoint=made)
 
-    data, validation = train.get_dataset_shard("train"), train.get_dataset_shard("validation")
-    first = loop.step // plan.steps_per_epoch
-    loop.run(
-        epochs(data, plan.batch_size, pad_id, seed, rank, first),
-        lambda: in_order(validation, plan.batch_size, pad_id),
-        report,
-    )
+    feed = Feed(plan.order(), rank, world_size, plan.vocabulary.special_tokens[PAD])
+    loop.run(feed.batches(loop.step), feed.held_out(max(1, plan.batch_size // world_size)), report)
