@@ -188,13 +188,10 @@ def test_folders_globs_and_lists_name_files(tmp_path: Path) -> None:
         expand_sources([str(tmp_path / "a" / "*.csv")])
 
 
-@pytest.mark.parametrize("name", ["barcodes.tsv.gz", "features.tsv.gz", "matrix.mtx.gz"])
+@pytest.mark.parametrize("name", ["barcodes.tsv.gz", "features.tsv.gz"])
 def test_a_cut_text_matrix_is_refused(tmp_path: Path, name: str) -> None:
     path = tenx_mtx(tmp_path)
     whole = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(whole[: len(whole) // 2])
-    with (
-        pytest.raises(InputError, match=r"matrix\.mtx\.gz: the .* must be (readable|whole)"),
-        open_source(str(path)) as source,
-    ):
-        list(source.blocks(0, 1, 1))
+    with pytest.raises(InputError, match=r"matrix\.mtx\.gz: the .* must be (readable|whole)"):
+        open_source(str(path))
