@@ -6,8 +6,9 @@ from pydantic import Field, model_validator
 
 from cellray import storage
 from cellray.data.medians.build import MedianConfig, build_vocabulary, describe_origin
+from cellray.data.medians.made_before import made_before
 from cellray.errors import InputError
-from cellray.vocabulary import import_official
+from cellray.vocabulary import GeneVocabulary, import_official
 from jobs._run import run_job
 
 
@@ -31,17 +32,25 @@ class BuildVocabularyConfig(MedianConfig):
 
 
 def main(config: BuildVocabularyConfig) -> str:
-    """Make the vocabulary and write it."""
+    """Make the vocabulary and write it; one that this very request made is left as it is."""
+    output = storage.absolute(config.output)
     if config.from_geneformer:
         vocabulary = import_official(config.from_geneformer, config.input_size)
+    elif there := made_before(output, config):
+        return describe(f"{config.output} is complete already", there)
     else:
         vocabulary = build_vocabulary(config)
-    output = storage.absolute(config.output)
-    if storage.exists(output) and storage.read_bytes(output) != vocabulary.to_json():
+    if not storage.exists(output):
+        vocabulary.save(output)
+    elif storage.read_bytes(output) != vocabulary.to_json():
         raise InputError(output, "the output must be new", "a file of other content", "Choose another --output.")
-    vocabulary.save(output)
+    return describe(f"wrote {config.output}", vocabulary)
+
+
+def describe(head: str, vocabulary: GeneVocabulary) -> str:
+    """Say what the vocabulary holds and how it came about."""
     made = (
-        f"wrote {config.output}: {len(vocabulary.genes):,} genes ({len(vocabulary.medians):,} with a median), "
+        f"{head}: {len(vocabulary.genes):,} genes ({len(vocabulary.medians):,} with a median), "
         f"ids: {vocabulary.id_type}, input size {vocabulary.input_size:,}, digest {vocabulary.digest[:12]}"
     )
     return "\n".join(filter(None, [made, describe_origin(vocabulary)]))

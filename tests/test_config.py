@@ -103,3 +103,8 @@ def test_help_speaks_to_people(capsys: pytest.CaptureFixture[str]) -> None:
     assert "how many [cells] (default: 3)" in shown
     assert "None" not in shown
     assert "()" not in shown
+
+
+def test_a_slip_of_the_finger_is_named() -> None:
+    with pytest.raises(InputError, match=r"--obs-colums \(did you mean --obs-columns\?\)"):
+        parse("--output", "o", "--obs-colums", "a")

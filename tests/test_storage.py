@@ -1,6 +1,9 @@
 """Reading, digests and atomic publishing, on disk and on S3."""
 
 import hashlib
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -67,16 +70,84 @@ def test_a_directory_appears_as_a_whole_and_overwrites_nothing(root: str, tmp_pa
     assert not storage.exists(uri)
 
 
-def test_without_hard_links_the_first_publisher_still_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def no_links(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise PermissionError("no hard links here")
 
     monkeypatch.setattr("os.link", refuse)
+
+
+@pytest.mark.usefixtures("no_links")
+def test_without_hard_links_the_first_publisher_still_wins(tmp_path: Path) -> None:
     uri = str(tmp_path / "manifest.json")
     storage.publish_once(uri, b"first")
     with pytest.raises(FileExistsError):
         storage.publish_once(uri, b"second")
     assert storage.read_bytes(uri) == b"first"
+
+
+@pytest.mark.usefixtures("no_links")
+def test_without_hard_links_one_of_many_publishers_wins_and_nobody_sees_half_a_file(tmp_path: Path) -> None:
+    target = tmp_path / "manifest.json"
+    data = [bytes([65 + i]) * 100_000 for i in range(16)]
+
+    def publish(each: bytes) -> bool:
+        try:
+            storage.publish_once(str(target), each)
+        except FileExistsError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(16) as threads:
+        won = list(threads.map(publish, data))
+    assert sum(won) == 1
+    assert target.read_bytes() == data[won.index(True)]
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+
+
+@pytest.mark.usefixtures("no_links")
+def test_a_writer_killed_at_its_claim_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for ever for the dead; a claim that is young is waited for."""
+    target, claims = tmp_path / "manifest.json", [tmp_path / f".manifest.json.claim{i}.tmp" for i in range(2)]
+    for claim in claims:
+        claim.touch()
+        os.utime(claim, (time.time() - 61, time.time() - 61))
+    storage.publish_once(str(target), b"whole")
+    assert target.read_bytes() == b"whole"
+    assert list(tmp_path.iterdir()) == [target]
+    target.unlink()
+    claims[0].touch()
+    waited: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waited.append(seconds)
+        if len(waited) == 3:
+            target.write_bytes(b"the other's")
+
+    monkeypatch.setattr("time.sleep", sleep)
+    with pytest.raises(FileExistsError):
+        storage.publish_once(str(target), b"mine")
+    assert target.read_bytes() == b"the other's"
+    assert len(waited) == 3
+    storage.sweep(str(tmp_path))
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_new_directory_is_whole_on_disk_and_never_cleared_in_a_store(root: str) -> None:
+    uri = storage.join(root, "out.dataset")
+
+    def fail() -> None:
+        with storage.new_directory(uri) as folder:
+            storage.write_bytes(storage.join(folder, "mine"), b"1")
+            storage.write_bytes(storage.join(root, "out.dataset", "theirs"), b"2")
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        fail()
+    assert storage.read_bytes(storage.join(uri, "theirs")) == b"2"
+    if "://" not in root:
+        assert [path.name for path in Path(root).iterdir()] == ["out.dataset"]
 
 
 def test_messages_name_the_file(root: str) -> None:

@@ -5,6 +5,7 @@ a TOML file (`--config FILE.toml`). The same classes are ordinary pydantic model
 """
 
 import argparse
+import difflib
 import logging
 import os
 import tomllib
@@ -155,7 +156,8 @@ def parse_config(config_class: type[ConfigT], argv: Sequence[str], program: str)
     except ValidationError as error:
         raise _explain(error, config_class, program) from None
     except SettingsError as error:
-        raise InputError(program, "every option must be known and well formed", str(error), _help(program)) from None
+        found = _slips(str(error), config_class)
+        raise InputError(program, "every option must be known", found, _help(program)) from None
     return config_class(**settings.model_dump())
 
 
@@ -195,6 +197,14 @@ def _explain(error: ValidationError, config_class: type[JobConfig], program: str
             case _:
                 found.append(f"{option} {problem['input']!r}: {problem['msg']}")
     return InputError(program, "every option must be known and valid", "; ".join(found), _help(program))
+
+
+def _slips(message: str, config_class: type[JobConfig]) -> str:
+    """Name the options that are none, each with the one that was probably meant."""
+    options = [_option(name) for name in config_class.model_fields]
+    unknown = [word.split("=")[0] for word in message.split() if word.startswith("--")]
+    near = [(word, difflib.get_close_matches(word, options, n=1)) for word in unknown]
+    return ", ".join(f"{word} (did you mean {match[0]}?)" if match else word for word, match in near) or message
 
 
 def _option(field: str) -> str:

@@ -25,6 +25,8 @@ class InputError(ValueError):
         self.subject, self.rule, self.found, self.fix = subject, rule, found, fix
 
     def __str__(self) -> str:
+        if "\n" in self.found:
+            return f"{self.subject}: {self.rule}:{self.found}\n{self.fix}"
         return f"{self.subject}: {self.rule}; found {self.found}. {self.fix}"
 
 
@@ -57,11 +59,12 @@ class StorageError(Exception):
 
 
 def combined(errors: Sequence[InputError]) -> InputError:
-    """Return one error for several: itself if it is one, else all of them in one line."""
+    """Return one error for several: itself if it is one, else all of them, a line each."""
     distinct = list(dict.fromkeys(map(str, errors)))
     if len(distinct) == 1:
         return errors[0]
-    shown = " | ".join(distinct[:_SHOWN]) + (f" | and {len(distinct) - _SHOWN} more" if len(distinct) > _SHOWN else "")
+    more = [f"and {len(distinct) - _SHOWN} more"] if len(distinct) > _SHOWN else []
+    shown = "".join(f"\n  {line}" for line in [*distinct[:_SHOWN], *more])
     fix = "Correct these files, or leave them out with --on-bad-file skip."
     return InputError(f"{len(distinct)} files", "every file must be sound", shown, fix)
 

@@ -10,10 +10,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from cellray import schema
-from cellray.schema import Bounds, DatasetRecord, QualityRules
+from cellray.quality_schema import Bounds, DatasetRecord, QualityRules
 
 _MAX_LEGEND = 40
-_PASSES, _DROPPED = "#8fb3d1", "#d55e00"
+_PASSES, _DROPPED, _ELSEWHERE = "#8fb3d1", "#d55e00", "#c8c8c8"
 _REASON_COLOURS = ("#7a5c00", "#cc79a7", "#999999", "#d55e00", "#009e73", "#000000", "#aa00ff")
 _BINS = 60
 _CROWDED = 200  # a range wider than this is labelled at powers of ten only
@@ -118,8 +118,9 @@ def quality_png(cells: pd.DataFrame, dataset: DatasetRecord, rules: QualityRules
 
     drawn = cells[cells[schema.N_COUNTS] > 0]
     with mpl.rc_context({"backend": "agg", "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(14, 5), dpi=130, layout="constrained")
-        totals, mito, scatter = figure.subplots(1, 3)
+        scored = bool(drawn[schema.DOUBLET_SCORE].notna().any()) if schema.DOUBLET_SCORE in drawn else False
+        figure = Figure(figsize=(18 if scored else 14, 5), dpi=130, layout="constrained")
+        totals, mito, scatter, *doublets = figure.subplots(1, 4 if scored else 3)
         name = dataset.name.rsplit("/", 1)[-1]
         shown = "" if len(cells) == dataset.cells else f"; {len(cells):,} of them drawn"
         share = f"{dataset.passed:,} of {dataset.cells:,} cells pass ({dataset.passed / max(dataset.cells, 1):.1%})"
@@ -128,6 +129,8 @@ def quality_png(cells: pd.DataFrame, dataset: DatasetRecord, rules: QualityRules
         column = schema.MITO_FRACTION if rules.mito == "fraction" else schema.MITO_COUNTS
         _draw_mito(mito, drawn, column, dataset.mito)
         _draw_genes(scatter, drawn, rules.min_genes)
+        if doublets:
+            _draw_doublets(doublets[0], drawn[drawn[schema.DOUBLET_SCORE].notna()])
         figure.savefig(path, format="png")
 
 
@@ -136,7 +139,8 @@ def _draw_totals(axes: Any, cells: pd.DataFrame, bounds: Bounds | None) -> None:
     _logarithmic(axes.set_xscale, axes.xaxis, cells[schema.N_COUNTS])
     if len(cells):
         low, high = cells[schema.N_COUNTS].min(), cells[schema.N_COUNTS].max()
-        _histogram(axes, cells, schema.N_COUNTS, np.geomspace(low, max(high, low * 1.01), _BINS))
+        edges = np.geomspace(low, max(high, low * 1.01), _bins(cells))
+        _histogram(axes, cells, schema.N_COUNTS, _ending_at(edges, bounds), schema.TOTAL_COUNT)
     _draw_bounds(axes, bounds, ",.0f")
 
 
@@ -148,13 +152,34 @@ def _draw_mito(axes: Any, cells: pd.DataFrame, column: str, bounds: Bounds | Non
         axes.set_axis_off()
         return
     axes.set(xlabel=column.replace("_", "chondrial "), ylabel="cells")
-    _histogram(axes, known, column, np.linspace(0, max(float(known[column].max()), 1e-3), _BINS))
-    _draw_bounds(axes, bounds, ".3f" if column == schema.MITO_FRACTION else ",.0f")
+    edges = np.linspace(0, max(float(known[column].max()), 1e-3), _bins(known))
+    _histogram(axes, known, column, _ending_at(edges, bounds), schema.MITOCHONDRIAL)
+    _draw_bounds(axes, bounds, ".4f" if column == schema.MITO_FRACTION else ",.0f")
+
+
+def _draw_doublets(axes: Any, cells: pd.DataFrame) -> None:  # noqa: ANN401
+    axes.set(xlabel="doublet score", ylabel="cells", title="Doublets (Scrublet)", yscale="symlog")
+    edges = np.linspace(0, max(float(cells[schema.DOUBLET_SCORE].max()), 1e-3), _bins(cells))
+    _histogram(axes, cells, schema.DOUBLET_SCORE, edges, schema.DOUBLET)
+    _legend(axes)
+
+
+def _bins(cells: pd.DataFrame) -> int:
+    """Return how many edges a histogram of so many cells has."""
+    return int(min(_BINS, 6 + 2 * np.sqrt(len(cells))))
+
+
+def _ending_at(edges: NDArray[np.float64], bounds: Bounds | None) -> NDArray[np.float64]:
+    """Move the edges next to the bounds onto them, so that no bar lies on both sides of one."""
+    for end in (bounds.low, bounds.high) if bounds is not None else ():
+        if edges[0] < end < edges[-1]:
+            edges[1 + np.abs(edges[1:-1] - end).argmin()] = end
+    return np.unique(edges)
 
 
 def _draw_genes(axes: Any, cells: pd.DataFrame, min_genes: int) -> None:  # noqa: ANN401
     """Scatter total counts and detected genes; what was dropped lies on top, coloured by its reason."""
-    axes.set(xlabel="total count", ylabel="detected genes", title=f"Detected genes, at least {min_genes}")
+    axes.set(xlabel="total count", ylabel="detected genes", title=f"Detected genes (least: {min_genes})")
     _logarithmic(axes.set_xscale, axes.xaxis, cells[schema.N_COUNTS])
     genes = cells[schema.N_GENES].clip(lower=0.5)  # so that a cell without genes is on the logarithmic axis
     _logarithmic(axes.set_yscale, axes.yaxis, genes)
@@ -198,17 +223,20 @@ def _legend(axes: Any) -> None:  # noqa: ANN401
     )
 
 
-def _histogram(axes: Any, cells: pd.DataFrame, column: str, edges: NDArray[np.float64]) -> None:  # noqa: ANN401
-    """Stack the cells that pass and those that do not, for whatever reason."""
-    passed = cells[schema.FILTER_PASS].to_numpy(bool)
+def _histogram(axes: Any, cells: pd.DataFrame, column: str, edges: NDArray[np.float64], rule: str) -> None:  # noqa: ANN401
+    """Stack the cells that pass, those dropped by the rule that is drawn, and those dropped by others."""
     values = cells[column].to_numpy()
+    passed = cells[schema.FILTER_PASS].to_numpy(bool)
+    here = (cells[schema.REASON] == rule).to_numpy(bool)
     axes.hist(
-        [values[passed], values[~passed]],
+        [values[passed], values[here], values[~passed & ~here]],
         bins=edges,
         stacked=True,
-        color=[_PASSES, _DROPPED],
-        label=["passes", "dropped, any reason"],
+        color=[_PASSES, _DROPPED, _ELSEWHERE],
+        label=["passes", "dropped by this rule", "dropped by another"],
     )
+    if axes.get_yscale() == "linear":
+        axes.yaxis.get_major_locator().set_params(integer=True)
 
 
 def _draw_bounds(axes: Any, bounds: Bounds | None, digits: str) -> None:  # noqa: ANN401

@@ -43,6 +43,10 @@ _TRANSIENT_CODES = {
     *("InternalError", "ServiceUnavailable", "OperationAborted", "ConditionalRequestConflict"),
     *("BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch"),  # an upload damaged or cut short on its way
 }
+_CREDENTIALS = {
+    *("ExpiredToken", "InvalidToken", "TokenRefreshRequired", "InvalidAccessKeyId", "SignatureDoesNotMatch"),
+    *("RequestTimeTooSkewed", "ExpiredTokenException", "UnrecognizedClientException"),
+}
 _CONDITION_FAILED = {"PreconditionFailed", "412"}
 
 
@@ -121,9 +125,11 @@ class PatientS3FileSystem(S3FileSystem):  # type: ignore[misc]  # s3fs has no ty
             except Exception as error:
                 if await self._done_before(method, kwargs, error):
                     return {}
+                where = f"s3://{kwargs.get('Bucket', '')}/{kwargs.get('Key', kwargs.get('Prefix', ''))}"
+                if _code(error) in _CREDENTIALS:  # true of every file, so no file is to blame
+                    raise StorageError(where, method, attempt, _words(error)) from error
                 if not is_transient(error):
                     raise _translated(method, kwargs, error) from error.__cause__
-                where = f"s3://{kwargs.get('Bucket', '')}/{kwargs.get('Key', kwargs.get('Prefix', ''))}"
                 if attempt == self.policy.attempts:
                     raise StorageError(where, method, attempt, _words(error)) from error
                 level = logging.WARNING if attempt >= 3 else logging.DEBUG

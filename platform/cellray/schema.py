@@ -45,14 +45,15 @@ N_GENES = "n_genes"
 DOUBLET_SCORE = "doublet_score"
 REASON = "reason"
 
+TOTAL_COUNT, MITOCHONDRIAL, DOUBLET = "total count out of bounds", "mitochondrial content out of bounds", "doublet"
 QUALITY_REASONS = (
     "filter_pass of the file",
     "malignant or immortalised",
     "no counts",
-    "total count out of bounds",
-    "mitochondrial content out of bounds",
+    TOTAL_COUNT,
+    MITOCHONDRIAL,
     "too few genes",
-    "doublet",
+    DOUBLET,
 )
 """Why a cell does not pass quality control. The rules apply in this order; a cell has the first reason that holds."""
 
@@ -285,6 +286,10 @@ class Manifest(Record):
             return cls.model_validate(storage.read_json(path))
         except ValidationError as error:
             first = error.errors()[0]
+            if first["loc"] == ("artefact",) or first["type"] == "missing":
+                other = storage.read_json(path)
+                found = str(other.get("artefact", "something else") if isinstance(other, dict) else "something else")
+                raise InputError(uri, f"it must be a {kind}", found, "Check the path.") from None
             where = ".".join(map(str, first["loc"]))
             raise InputError(
                 path, f"it must be the manifest of a {kind}", f"{where}: {first['msg']}", "Check the path."
@@ -316,79 +321,6 @@ class EmbeddingManifest(Manifest):
     layer: int
     pooling: str
     width: int
-
-
-class Bounds(Record):
-    """Within which a data set's cells must lie: mean - k sd to mean + k sd of its `cells` cells (population sd)."""
-
-    cells: int
-    mean: float
-    sd: float
-    low: float
-    high: float
-
-
-class DatasetRecord(Record):
-    """One data set: bounds and what they did. `mito` is None where no file has mitochondrial genes."""
-
-    name: str
-    cells: int
-    passed: int
-    n_counts: Bounds | None
-    mito: Bounds | None
-
-
-class DoubletRecord(Record):
-    """Doublet scores of one data set's cells in one file; without a threshold none was dropped."""
-
-    dataset: str
-    scored: int
-    threshold: float | None
-
-
-class QualitySource(Record):
-    """One file that was controlled: which version, how its genes were told, where every cell went."""
-
-    uri: str
-    format: str
-    matrix: str
-    size: int
-    version: str
-    cells: int
-    passed: int
-    dropped: dict[str, int]
-    mito_genes: int
-    mito_from: str
-    genes: GeneReport | None
-    doublets: tuple[DoubletRecord, ...] = ()
-    warnings: tuple[str, ...] = ()
-
-
-class QualityRules(Record):
-    """What a cell had to fulfil."""
-
-    n_sd: float
-    mito: Literal["fraction", "counts"]
-    min_genes: int
-    vocabulary_digest: str | None
-    dataset_column: str | None
-    malignant_column: str | None
-    malignant_values: tuple[str, ...]
-    mito_genes: tuple[str, ...]
-    doublets: bool
-    doublet_threshold: float | None
-    seed: int
-
-
-class QualityManifest(Manifest):
-    """Manifest of quality control."""
-
-    artefact: Literal["quality control"] = "quality control"
-    rules: QualityRules
-    sources: tuple[QualitySource, ...]
-    datasets: tuple[DatasetRecord, ...]
-    failed: tuple[FailedSource, ...] = ()
-    warnings: tuple[str, ...] = ()
 
 
 def software_versions(*packages: str) -> dict[str, str]:

@@ -3,9 +3,11 @@
 Knows nothing of what the files mean. Every write here is complete or absent: a reader never sees half a file.
 """
 
+import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -19,6 +21,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from cellray.errors import InputError, listing
+from cellray.exclusive import rename_once
 
 _CHUNK = 1 << 22
 
@@ -32,7 +35,9 @@ class FileStamp:
 
 
 def absolute(uri: str) -> str:
-    """Return the URI with a local path made absolute, since Ray workers run in other directories."""
+    """Return the one name of a place: local paths absolute, since Ray workers run in other directories."""
+    for alias, name in (("file://", ""), ("s3a://", "s3://")):
+        uri = name + uri.removeprefix(alias) if uri.startswith(alias) else uri
     return uri if "://" in uri else str(Path(uri).expanduser().resolve())
 
 
@@ -98,6 +103,21 @@ def _store(name: str) -> str:
     return head + mark.rstrip("/")
 
 
+_OUTAGES = {
+    *(errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT),
+    *(errno.ETIMEDOUT, errno.ENOTCONN, errno.ECONNRESET, errno.EHOSTDOWN, errno.EREMOTEIO),
+}
+_ERRNO = re.compile(r"errno = (\d+)")  # how HDF5 puts it
+
+
+def is_outage(error: BaseException) -> bool:
+    """Tell whether the machine or a disk failed, rather than that a file is damaged."""
+    if not isinstance(error, OSError):
+        return False
+    named = _ERRNO.search(str(error))
+    return (int(named[1]) if named else error.errno) in _OUTAGES
+
+
 def stamp(uri: str) -> FileStamp:
     """Return size and version of a file, or of all files of a folder together.
 
@@ -107,6 +127,7 @@ def stamp(uri: str) -> FileStamp:
         There is no such file.
     """
     fs, path = filesystem(uri)
+    fs.invalidate_cache()  # object stores' file systems remember listings
     try:
         info = fs.info(path)
     except (FileNotFoundError, PermissionError) as error:
@@ -144,7 +165,8 @@ def read_json(uri: str) -> Any:  # noqa: ANN401  # JSON is what it is
     except FileNotFoundError:
         raise InputError(uri, "the file must exist", "no such file", "Check the path.") from None
     except (json.JSONDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
-        raise InputError(uri, "the file must be JSON", str(error), "Check that this is the right file.") from None
+        found = f"something else ({error})"
+        raise InputError(uri, "the file must be JSON", found, "Check that this is the right file.") from None
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -264,25 +286,25 @@ def publish_directory(local: Path, uri: str, last: str) -> None:
 
 @contextmanager
 def new_directory(uri: str) -> Iterator[str]:
-    """Yield the URI of a folder to fill; on leaving without an error it lies, whole, at a vacant URI.
+    """Yield the URI of a folder to fill; on leaving without an error it lies, whole, at its place.
 
-    On a disk it appears by one rename. An object store has no folders: there the yielded URI is the final one, the file
-    that readers need first must be written last, and after an error what was written is removed.
+    On a disk it appears by one rename at a vacant URI, and an error leaves nothing. An object store has no folders:
+    there the yielded URI is the final one. Whoever fills it must have claimed it (`cellray.data.publishing.claim`) and
+    must write the file that readers need first last. Nothing is removed there after an error: another run of the same
+    request may have written these very objects, and a rerun goes on with them.
     """
-    require_vacant(uri)
     fs, path = filesystem(uri)
-    local = isinstance(fs, LocalFileSystem)
-    staged = str(Path(path).with_name(f".{Path(path).name}.{secrets.token_hex(6)}.tmp")) if local else uri
+    if not isinstance(fs, LocalFileSystem):
+        yield uri
+        return
+    require_vacant(uri)
+    staged = Path(path).with_name(f".{Path(path).name}.{secrets.token_hex(6)}.tmp")
+    staged.mkdir(parents=True)
     try:
-        if local:
-            Path(staged).mkdir(parents=True)
-        yield staged
-        if local:
-            Path(staged).replace(path)  # replaces an empty directory only
-    except BaseException:
-        if filesystem(staged)[0].exists(staged):
-            filesystem(staged)[0].rm(staged, recursive=True)
-        raise
+        yield str(staged)
+        staged.replace(path)  # replaces an empty directory only
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
 
 
 def open_scattered(uri: str) -> Any:  # noqa: ANN401  # a binary stream
@@ -360,9 +382,7 @@ def _link(temporary: Path, target: Path) -> None:
     except FileExistsError:
         raise
     except OSError:  # some network and container mounts know no hard links
-        with target.open("xb") as file:
-            file.write(temporary.read_bytes())
-            os.fsync(file.fileno())
+        rename_once(temporary, target)
 
 
 def _flush(path: Path) -> None:

@@ -18,7 +18,7 @@ from cellray.data.medians.build import MedianConfig, build_vocabulary
 from cellray.data.medians.gene_tables import GeneTables
 from cellray.data.medians.measure import _sketch_unit
 from cellray.data.medians.sketch import ACCURACY
-from cellray.data.medians.sources import ReadOptions, open_sources
+from cellray.data.medians.sources import ReadOptions, open_sources, plan_sources
 from cellray.data.session import ensure_ray
 from cellray.data.tokenization import TokenizeConfig, tokenize_corpus
 from cellray.vocabulary import GeneVocabulary
@@ -60,7 +60,7 @@ def accuracy(name: str, path: Path) -> None:
 def peak_of_a_worker(path: Path) -> int:
     """Return the most memory a process holds that sketches a whole file as one unit, in MiB."""
     options = ReadOptions("X", None, None)
-    plan = open_sources([str(path)], options, GeneTables())
+    plan = plan_sources(open_sources([str(path)], options, GeneTables())[0])
     unit = tuple(piece for unit in plan.units(1) for piece in unit)
     _sketch_unit(unit, options, len(plan.genes), [0], *plan.columns)
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())

@@ -1,6 +1,7 @@
 """Corpora as one: the same cells in the same order, whether their shards are referred to or copied."""
 
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import pytest
 from cellray import storage
 from cellray.data.corpora.concatenate import ConcatConfig, concat_corpora
 from cellray.data.corpora.corpus import Corpus, damaged_shards
+from cellray.data.report import report
 from cellray.errors import InputError
+from cellray.schema import RepeatedNames
 from cellray.vocabulary import GeneVocabulary
 from tests.data.corpora import rows_of, tokenized
 
@@ -63,6 +66,17 @@ def test_cells_follow_one_another(three: list[Corpus], tmp_path: Path, copied: b
     assert [part.sha256 for part in made.manifest.parts] == [p.sha256 for c in three for p in c.manifest.parts]
     shutil.rmtree(three[1].uri)
     assert len(damaged_shards(made)) == (0 if copied else 3)
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_repeated_names_are_counted(three: list[Corpus], tmp_path: Path, copied: bool) -> None:
+    """Cells are called cell0, cell1, ... in files of 30, 25 and 15 cells; a file that is there twice is one file."""
+    bearers = Counter(row["cell_id"] for corpus in three for row in rows_of(corpus))
+    found = concat(three, tmp_path / "all", copy_shards=copied).manifest.repeated_names
+    assert found == RepeatedNames(within=0, across=sum(n > 1 for n in bearers.values()))
+    twice = concat([three[0], three[0]], tmp_path / "twice", allow_repeated=True, copy_shards=copied)
+    assert twice.manifest.repeated_names == RepeatedNames(within=30, across=0)
+    assert "30 cells bear the name of another of their file" in report(twice.manifest)
 
 
 def test_what_was_left_out_is_told(three: list[Corpus], tmp_path: Path) -> None:

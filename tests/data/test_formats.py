@@ -19,7 +19,7 @@ from cellray import storage
 from cellray.data.sources import matrices
 from cellray.data.sources.contract import CountSource, open_source
 from cellray.data.sources.locate import expand_sources
-from cellray.errors import InputError
+from cellray.errors import InputError, StorageError
 from tests.conftest import GENES, random_counts
 
 CELLS = 37
@@ -195,3 +195,29 @@ def test_a_cut_text_matrix_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match=r"matrix\.mtx\.gz: the .* must be (readable|whole)"):
         open_source(str(path))
+
+
+def test_an_outage_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = h5ad(COUNTS)(tmp_path)
+
+    def fail(*_: object) -> object:
+        raise OSError("Can't read data (file read failed: errno = 5, error message = 'Input/output error')")
+
+    monkeypatch.setattr(matrices.CsrRows, "blocks", fail)
+    with open_source(str(path)) as source, pytest.raises(StorageError, match="Input/output error"):
+        next(source.blocks(0, 5, 5))
+
+
+def test_an_experiment_is_not_counted_twice(tmp_path: Path) -> None:
+    for name in ("raw_feature_bc_matrix", "filtered_feature_bc_matrix"):
+        (tmp_path / "outs" / name).mkdir(parents=True)
+        tenx_mtx(tmp_path / "outs" / name)
+    (tmp_path / "outs" / "molecule_info.h5").touch()
+    with pytest.raises(InputError, match=r"cells may be counted once; found .*filtered_\S+ beside .*raw_\S+, of one"):
+        expand_sources([str(tmp_path)])
+    (found,) = expand_sources([f"{tmp_path}/outs/filtered_*/*.mtx.gz"])
+    assert found.endswith("filtered_feature_bc_matrix/matrix.mtx.gz")
+    (tmp_path / "a[1].h5ad").touch()
+    assert expand_sources([str(tmp_path / "a[1].h5ad")]) == [str(tmp_path / "a[1].h5ad")]
+    with pytest.raises(InputError, match="a file may be named once"):
+        expand_sources([str(tmp_path / "a[1].h5ad"), f"file://{tmp_path}/a[1].h5ad"])

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from cellray import storage
+from cellray.data.corpora import hf_dataset
 from cellray.data.corpora.corpus import Corpus, damaged_shards
 from cellray.data.corpora.hf_dataset import export_dataset
 from cellray.data.corpora.hf_import import ImportConfig, import_dataset
+from cellray.data.corpora.hf_layout import SavedDataset
 from cellray.data.report import report
 from cellray.errors import InputError
 from cellray.vocabulary import GeneVocabulary
@@ -104,6 +106,52 @@ def test_a_dataset_on_s3(corpus: Corpus, tmp_path: Path, bucket: str) -> None:
     assert loaded["input_ids"][:] == [row["input_ids"] for row in rows_of(corpus)]
     import_dataset(config(tmp_path, uri, cells_per_shard=50))
     assert [r["input_ids"] for r in rows_of(str(tmp_path / "imported"))] == loaded["input_ids"][:]
+
+
+def test_a_killed_export_to_s3_goes_on(corpus: Corpus, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from datasets import load_from_disk
+
+    name = f"{bucket}/killed{len(corpus.vocabulary)}.dataset"
+    with monkeypatch.context() as broken:
+        broken.setattr("cellray.data.corpora.hf_dataset.state_json", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            export_dataset(corpus, name, cells_per_file=45)
+    assert not storage.exists(f"{name}/state.json")
+    with pytest.raises(InputError, match="found the beginnings of another"):
+        export_dataset(corpus, name, cells_per_file=7)
+    written: list[str] = []
+    real = storage.atomic_file
+    monkeypatch.setattr(storage, "atomic_file", lambda uri, **k: written.append(uri) or real(uri, **k))
+    export_dataset(corpus, name, cells_per_file=45)
+    kept = [uri.removeprefix(f"{name}/") for uri in written]
+    assert kept == ["vocabulary.json", "dataset_info.json", "state.json"]  # data files were there already
+    loaded = load_from_disk(name)
+    assert loaded["input_ids"][:] == [row["input_ids"] for row in rows_of(corpus)]
+    storage.write_bytes(f"{bucket}/taken/thesis.txt", b"precious")
+    with pytest.raises(InputError, match=r"the output must be new or empty; found 'thesis\.txt'"):
+        export_dataset(corpus, f"{bucket}/taken")
+    assert storage.read_bytes(f"{bucket}/taken/thesis.txt") == b"precious"
+
+
+@pytest.mark.parametrize("where", ["disk", "s3"])
+def test_the_loser_of_two_exports_leaves_the_winners_data(
+    corpus: Corpus, tmp_path: Path, where: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second fails in the midst of its work, when the first is done."""
+    root = str(tmp_path) if where == "disk" else request.getfixturevalue("bucket")
+    uri = f"{root}/raced{len(corpus.vocabulary)}.dataset"
+    real = hf_dataset.info_json
+
+    def overtaken(*args: object) -> bytes:
+        monkeypatch.setattr(hf_dataset, "info_json", real)
+        export_dataset(corpus, uri)
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(hf_dataset, "info_json", overtaken)
+    assert export_dataset(corpus, uri) == uri
+    assert SavedDataset.open(uri).read(0, 140, ["length"])["length"].to_pylist() == [
+        row["length"] for row in rows_of(corpus)
+    ]
 
 
 def save(tmp_path: Path, vocabulary: GeneVocabulary, **columns: object) -> Path:

@@ -143,12 +143,34 @@ def test_all_bad_files_are_named_and_a_file_may_not_change(make_h5ad: Make, tmp_
     good = make_h5ad()
     for name in ("bad.h5ad", "worse.h5ad"):
         (tmp_path / name).write_bytes(b"no HDF5")
-    with pytest.raises(InputError, match=r"2 files.*bad.h5ad.*worse.h5ad.*leave them out of --source"):
+    with pytest.raises(InputError, match=r"2 files.*bad.h5ad.*worse.h5ad.*leave them out with --on-bad-file skip"):
         build_vocabulary(MedianConfig(source=(str(tmp_path),)))
-    plan = median_sources.open_sources([str(good)], median_sources.ReadOptions("X", None, None), GeneTables())
+    sources, _ = median_sources.open_sources([str(good)], median_sources.ReadOptions("X", None, None), GeneTables())
+    plan = median_sources.plan_sources(sources)
     make_h5ad(cells=51)
     with pytest.raises(InputError, match="may not change while it is read"), plain_errors():
         measure.sketched(plan, median_sources.ReadOptions("X", None, None), None)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_bad_files_are_left_out_whenever_they_show(make_h5ad: Make, tmp_path: Path, exact: bool) -> None:
+    """One shows when it is opened, one when its last counts are read; both in one unit with sound files."""
+    good = [make_h5ad(f"{i}.h5ad", cells=20, seed=i) for i in range(2)]
+    negative = random_counts(20, 40, seed=7)
+    negative.data[-1] = -1
+    late = make_h5ad("late.h5ad", x=negative)
+    (tmp_path / "bad.h5ad").write_bytes(b"no HDF5")
+    config = MedianConfig(source=(str(tmp_path),), exact=exact, on_bad_file="skip")
+    vocabulary = build_vocabulary(config)
+    without = build_vocabulary(MedianConfig(source=tuple(map(str, good)), exact=exact))
+    assert vocabulary.medians == without.medians
+    assert [Path(failed["uri"]).name for failed in vocabulary.origin["failed"]] == ["bad.h5ad", "late.h5ad"]
+    assert (vocabulary.origin["files"], vocabulary.origin["cells"]) == (2, 40)
+    assert "left out, " in describe_origin(vocabulary)
+    with pytest.raises(InputError, match=r"late\.h5ad"):
+        build_vocabulary(MedianConfig(source=(str(late), str(good[0])), exact=exact))
+    with pytest.raises(InputError, match=r"late\.h5ad"):
+        build_vocabulary(MedianConfig(source=(str(late),), exact=exact, on_bad_file="skip"))
 
 
 def test_nothing_is_left(make_h5ad: Make, tmp_path: Path) -> None:

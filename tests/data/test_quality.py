@@ -1,6 +1,7 @@
 """Quality control: rules against closed forms and brute force, metrics, verdicts, doublets, reading; without Ray."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import anndata
@@ -23,8 +24,8 @@ from cellray.data.quality.run import quality_control
 from cellray.data.quality.table import QualityTable
 from cellray.errors import InputError
 from cellray.plots import quality_png
+from cellray.quality_schema import Bounds, QualityManifest
 from cellray.safe_pickle import load_plain_dict
-from cellray.schema import Bounds, QualityManifest
 from cellray.vocabulary import GeneVocabulary
 from tests.conftest import GENES, random_counts
 
@@ -290,6 +291,78 @@ def test_genes_of_a_vocabulary_count_once(make_h5ad: Make, vocabulary: GeneVocab
     assert verdicts(tmp_path, "all")["n_genes"].tolist() == [8, 7, 9]
 
 
+@pytest.fixture
+def gene_table(tmp_path: Path) -> str:
+    """Of the first 38 genes every second is protein-coding, every tenth a miRNA, the others are lncRNA.
+
+    Two genes are not listed; some ids have versions.
+    """
+    kinds = ["miRNA" if i % 10 == 9 else "protein_coding" if i % 2 == 0 else "lncRNA" for i in range(38)]
+    ids = [f"{gene}.{i}" if i % 3 == 0 else gene for i, gene in enumerate(GENES[:38])]
+    symbols = [f"SYM{i}" for i in range(38)]
+    path = tmp_path / "genes.tsv"
+    table = pd.DataFrame({"Gene stable ID": ids, "Gene type": kinds, "Gene name": symbols})
+    table.to_csv(path, sep="\t", index=False)
+    return str(path)
+
+
+WANTED = {i for i in range(38) if i % 10 == 9 or i % 2 == 0}
+
+
+@pytest.mark.parametrize("named_by", ["ids", "symbols"])
+def test_genes_of_a_table_alone_count(make_h5ad: Make, gene_table: str, tmp_path: Path, named_by: str) -> None:
+    x = random_counts(30, 40, seed=3, density=0.3)
+    var = pd.DataFrame(index=GENES if named_by == "ids" else [*(f"SYM{i}" for i in range(38)), "AB1", "AB2"])
+    path = make_h5ad(x=x, var=var)
+    types = ("protein_coding", "mirna")
+    manifest = control(tmp_path, path, gene_table=gene_table, gene_types=types, min_genes=9)
+    expected = (x.toarray()[:, sorted(WANTED)] > 0).sum(axis=1)
+    table = verdicts(tmp_path)
+    assert table["n_genes"].tolist() == expected.tolist()
+    assert not table["filter_pass"][expected < 9].any()
+    assert manifest.sources[0].counted_genes == len(WANTED) == 22
+    assert manifest.warnings == ()
+    assert "detected genes counted among 22 genes of the gene table (protein_coding, mirna)" in report(manifest)
+    control(tmp_path, path, output="listed", gene_table=gene_table)
+    assert verdicts(tmp_path, "listed")["n_genes"].tolist() == (x.toarray()[:, :38] > 0).sum(axis=1).tolist()
+
+
+def test_genes_of_both_vocabulary_and_table_count(
+    make_h5ad: Make, gene_table: str, vocabulary: GeneVocabulary, tmp_path: Path
+) -> None:
+    """The vocabulary knows the first thirty genes; the table names one of them by an id that was replaced."""
+    table = Path(gene_table).read_text().replace(GENES[2], "ENSG99999999999")
+    Path(gene_table).write_text(table)
+    known = replace(vocabulary, retired_ids={"ENSG99999999999": GENES[2]})
+    known.save(str(tmp_path / "v.json"))
+    x = random_counts(30, 40, seed=4, density=0.3)
+    options = {"gene_table": gene_table, "gene_types": ("protein_coding", "miRNA")}
+    manifest = control(tmp_path, make_h5ad(x=x), vocabulary=str(tmp_path / "v.json"), **options)
+    both = sorted(i for i in WANTED if i < 30)
+    assert verdicts(tmp_path)["n_genes"].tolist() == (x.toarray()[:, both] > 0).sum(axis=1).tolist()
+    assert f"counted among {len(both)} genes of the vocabulary and the gene table" in report(manifest)
+
+
+def test_another_table_is_another_request_and_no_gene_is_an_error(
+    make_h5ad: Make, gene_table: str, tmp_path: Path
+) -> None:
+    path = make_h5ad()
+    first = control(tmp_path, path, gene_table=gene_table, gene_types=("miRNA",))
+    assert control(tmp_path, path, gene_table=gene_table, gene_types=("MIRNA",), output="again").rows == first.rows
+    with pytest.raises(InputError, match="must be empty or hold this very result"):
+        control(tmp_path, path, gene_table=gene_table)
+    foreign = make_h5ad("mouse.h5ad", var=pd.DataFrame(index=[f"m{i}" for i in range(40)]))
+    with pytest.raises(InputError, match=r"mouse\.h5ad: some column must be a gene of the gene table; found none"):
+        control(tmp_path, foreign, gene_table=gene_table, output="mouse")
+
+
+def test_without_either_every_column_counts_and_the_manifest_says_so(make_h5ad: Make, tmp_path: Path) -> None:
+    manifest = control(tmp_path, make_h5ad())
+    assert [warning for warning in manifest.warnings if warning.startswith("every column counts as a gene")]
+    assert "warning: every column counts as a gene" in report(manifest)
+    assert manifest.sources[0].counted_genes is None
+
+
 def test_stored_zeros_and_doubled_entries_are_no_genes(make_h5ad: Make, tmp_path: Path) -> None:
     data = np.array([1, 1, 0, 2], np.float32)
     x = sparse.csr_matrix((data, [3, 3, 4, 5], [0, 4]), shape=(1, 40))
@@ -450,6 +523,40 @@ def test_after_an_interruption_the_metrics_are_not_measured_again(
     assert control(tmp_path, path, cells_per_part=20) == whole
     assert sorted(made[:3]) == [(0, 20), (20, 40), (40, 50)]
     assert len(made) == 4
+
+
+@pytest.mark.parametrize("when", ["tally_parts", "_judge"])
+def test_the_loser_of_two_runs_returns_the_winners_result(
+    make_h5ad: Make, tmp_path: Path, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run of the same request finishes, and clears its stages away, while another is between two of them."""
+    path = make_h5ad(x=spread_counts(50, 1), var=VAR)
+    whole = control(tmp_path, path, output="whole", cells_per_part=20)
+    stage, others = getattr(quality_run, when), []
+
+    def overtaken(*args: object) -> object:
+        monkeypatch.setattr(quality_run, when, stage)
+        others.append(control(tmp_path, path, cells_per_part=20))
+        assert not (tmp_path / "qc" / "metrics").exists()
+        return stage(*args)
+
+    monkeypatch.setattr(quality_run, when, overtaken)
+    assert control(tmp_path, path, cells_per_part=20) == whole
+    assert others == [whole]
+    assert sorted(path.name for path in (tmp_path / "qc").iterdir()) == sorted(
+        path.name for path in (tmp_path / "whole").iterdir()
+    )
+
+
+def test_lost_metrics_are_an_error_where_nobody_has_finished(
+    make_h5ad: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(folder: str, *_: object) -> None:
+        raise FileNotFoundError(folder)
+
+    monkeypatch.setattr(quality_run, "tally_parts", lost)
+    with pytest.raises(FileNotFoundError, match="metrics"):
+        control(tmp_path, make_h5ad())
 
 
 def test_sources_and_verdicts_in_an_object_store(make_h5ad: Make, tmp_path: Path, bucket: str) -> None:

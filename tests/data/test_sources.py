@@ -219,7 +219,7 @@ def test_only_known_formats_and_matrices(make_h5ad: Make, vocabulary: GeneVocabu
 
 
 def test_missing_obs_columns_are_named(make_h5ad: Make, vocabulary: GeneVocabulary) -> None:
-    with pytest.raises(InputError, match=r"no 'donor', 'tissue'; the file has 'kind'.*--obs-columns"):
+    with pytest.raises(InputError, match=r"no 'donor', 'tissue'; the file has 'kind'.*--missing-obs null"):
         describe(make_h5ad(), vocabulary, obs_columns=("donor", "kind", "tissue"))
     with pytest.raises(InputError, match="may not bear a name of the corpus; found 'length'"):
         describe(make_h5ad(x=random_counts(2, 40), obs={"length": [1, 2]}), vocabulary, obs_columns=("length",))

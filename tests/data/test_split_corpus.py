@@ -13,6 +13,7 @@ from cellray.data.corpora.corpus import Corpus, damaged_shards
 from cellray.data.corpora.splitting import SplitConfig, SubsampleConfig, folder_names, split_corpus, subsample_corpus
 from cellray.data.report import report
 from cellray.errors import InputError
+from cellray.schema import RepeatedNames
 from cellray.vocabulary import GeneVocabulary
 from tests.data.corpora import rows_of, tokenized, units_here
 
@@ -128,6 +129,31 @@ def test_a_corpus_for_each_value(corpus: Corpus, tmp_path: Path) -> None:
     assert sum(s.dropped["not in this split"] for s in a.sources) == 499 - a.rows > missing > 0
     by_number = split(corpus, tmp_path / "numbers", by="donor")
     assert by_number["3"] == [row for row in old if row["donor"] == 3]
+
+
+def test_shards_without_a_values_cells_are_not_read_for_it(
+    make_h5ad: Make, vocabulary: GeneVocabulary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six types, each in one of six shards: six units, each of which reads one shard."""
+    obs = {"kind": np.repeat(list("abcdef"), 10)}
+    made = tokenized([make_h5ad(cells=60, obs=obs)], vocabulary, tmp_path / "corpus", ("kind",), 10)
+    read: list[str] = []
+    whole = Corpus.read_chosen
+    monkeypatch.setattr(Corpus, "read_chosen", lambda self, uri, chosen: read.append(uri) or whole(self, uri, chosen))
+    split_corpus(SplitConfig(corpus=made.uri, output=str(tmp_path / "out"), by="kind"))
+    assert read == made.shard_uris
+
+
+def test_repeated_names_are_those_of_the_chosen_cells(corpus: Corpus, tmp_path: Path) -> None:
+    """Both files call their cells cell0, cell1, ...; put together again, the halves of a split are the two files."""
+    split(corpus, tmp_path / "out", shares=("x=0.5", "y=0.5"))
+    halves = tuple(str(tmp_path / "out" / name) for name in "xy")
+    for uri in halves:
+        bearers = Counter(row["cell_id"] for row in rows_of(uri))
+        found = Corpus.open(uri).manifest.repeated_names
+        assert found == RepeatedNames(within=0, across=sum(n == 2 for n in bearers.values()))
+    both = ConcatConfig(corpus=halves, output=str(tmp_path / "both"), allow_repeated=True)
+    assert concat_corpora(both).manifest.repeated_names == corpus.manifest.repeated_names
 
 
 def test_some_values(corpus: Corpus, tmp_path: Path) -> None:

@@ -56,20 +56,12 @@ def test_a_vocabulary_from_counts_says_what_it_wrote(
     ray_session: None, make_h5ad: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = str(tmp_path / "v.json")
-    status = run(
-        "build_vocabulary",
-        build_vocabulary.BuildVocabularyConfig,
-        build_vocabulary.main,
-        "--source",
-        str(make_h5ad()),
-        "--output",
-        output,
-    )
-    assert status == 0
+    config, argv = build_vocabulary.BuildVocabularyConfig, ("--source", str(make_h5ad()), "--output", output)
+    assert run("build_vocabulary", config, build_vocabulary.main, *argv) == 0
     made, medians, cells, columns = capsys.readouterr().out.splitlines()
     assert made.startswith(f"wrote {output}: 40 genes (40 with a median), ids: ensembl, input size 2,048")
     assert medians == (
-        "medians: ddsketch, error at most 0.25%; files: 1, cells: 50, nonzero values: 768, "
+        "medians: sketched, error at most 0.25%; files: 1, cells: 50, nonzero values: 768, "
         "genes seen in fewer than 10 cells: 1"
     )
     assert (cells, columns) == (
@@ -77,6 +69,12 @@ def test_a_vocabulary_from_counts_says_what_it_wrote(
         "columns left out, over all files: none; retired ids replaced: 0",
     )
     assert len(GeneVocabulary.load(output).genes) == 40
+    assert run("build_vocabulary", config, build_vocabulary.main, *argv, "--workers", "1") == 0
+    again = capsys.readouterr().out
+    told = made.replace(f"wrote {output}", f"{output} is complete already")
+    assert again.splitlines() == [told, medians, cells, columns]
+    assert run("build_vocabulary", config, build_vocabulary.main, *argv, "--exact") == 2
+    assert "the output must be new, or hold this very result" in capsys.readouterr().err
 
 
 def test_bad_input_ends_with_status_two_and_one_line(

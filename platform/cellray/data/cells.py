@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from cellray.data.sources.contract import CountSource
 from cellray.errors import InputError
-from cellray.schema import FILTER_PASS
+from cellray.schema import FILTER_PASS, OBS_TYPES
 
 
 def filter_pass(source: CountSource, start: int, stop: int) -> NDArray[np.bool_]:
@@ -63,7 +63,18 @@ def marked(
 
 def names_in(source: CountSource, column: str, start: int, stop: int) -> pa.Array:
     """Return an obs column as text, null where missing."""
-    return source.obs(column, start, stop).cast(pa.string())
+    return obs_values(source, column, "text", start, stop)
+
+
+def obs_values(source: CountSource, column: str, kind: str, start: int, stop: int) -> pa.Array:
+    """Return an obs column as one kind (see `cellray.schema.OBS_TYPES`), null where missing or, in text, empty.
+
+    A file that lacks the column has missing values.
+    """
+    if column not in source.obs_kinds():
+        return pa.nulls(stop - start, OBS_TYPES[kind])
+    values = source.obs(column, start, stop).cast(OBS_TYPES[kind])
+    return pc.if_else(pc.equal(values, ""), None, values) if kind == "text" else values
 
 
 def total_counts(

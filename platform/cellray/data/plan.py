@@ -11,6 +11,7 @@ from typing import Protocol, TypeVar
 
 from cellray import schema, storage
 from cellray.data import gene_ids
+from cellray.data.cells import total_counts
 from cellray.data.checks import check_block
 from cellray.data.guarded import call_guarded
 from cellray.data.session import ensure_ray
@@ -41,6 +42,9 @@ class ReadOptions(Protocol):
 
     @property
     def obs_columns(self) -> tuple[str, ...]: ...  # noqa: D102
+
+    @property
+    def missing_obs(self) -> str: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -105,16 +109,20 @@ def describe_source(uri: str, options: ReadOptions, vocabulary: GeneVocabulary) 
     with open_source(uri, options.matrix) as source:
         if source.n_cells == 0:
             raise InputError(uri, "a source needs at least one cell", "none", "Leave it out.")
-        kinds = require_obs(source, options.obs_columns)
+        kinds = {name: kind for name, kind in source.obs_kinds().items() if name in options.obs_columns}
+        if options.missing_obs == "fail":
+            kinds = require_obs(source, options.obs_columns)
         clash = sorted(set(kinds) & set(schema.RESERVED_COLUMNS))
         if clash:
             raise InputError(uri, "an obs column may not bear a name of the corpus", listing(clash), "Rename it.")
-        if options.n_counts_column:
-            require_obs(source, [options.n_counts_column])
         stamp = stamp_of(uri)
         mapping = read_mapping(uri, stamp.version, options.matrix, options.gene_ids, vocabulary)
         block = next(source.blocks(0, min(source.n_cells, FIRST_CELLS), FIRST_CELLS))
-        suspected = suspicions(block, check_block(block, source).n_counts)
+        n_counts = check_block(block, source).n_counts
+        if options.n_counts_column:
+            require_obs(source, [options.n_counts_column])
+            total_counts(source, options.n_counts_column, block.start, block.start + block.n_cells, n_counts)
+        suspected = suspicions(block, n_counts)
         warnings = (*left_out_warning(source), *gene_ids.few_genes_warning(mapping.report), *suspected)
         return SourcePlan(uri, format_of(uri), stamp, source.n_cells, mapping.report, kinds, warnings)
 
@@ -127,10 +135,19 @@ class HasObs(Protocol):
 
 
 def common_kinds(plans: Sequence[HasObs], columns: Sequence[str]) -> dict[str, str]:
-    """Return one kind for each obs column; where files differ, numbers become real and all else text."""
+    """Return one kind for each obs column; where files differ, numbers become real and all else text.
+
+    Raises
+    ------
+    InputError
+        No file has one of them.
+    """
     kinds = {}
     for column in columns:
-        found = {plan.obs_kinds[column] for plan in plans}
+        found = {plan.obs_kinds[column] for plan in plans if column in plan.obs_kinds}
+        if not found:
+            rule = "some file must have each obs column asked for"
+            raise InputError("--obs-columns", rule, f"none with {column!r}", "Correct --obs-columns.")
         kinds[column] = found.pop() if len(found) == 1 else "real" if found == {"integer", "real"} else "text"
     return kinds
 

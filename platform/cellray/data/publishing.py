@@ -23,7 +23,7 @@ def finished(output: str, request: str, manifest_class: type[ManifestT]) -> Mani
         The output holds another artefact, or the result of another request.
     """
     if not storage.exists(storage.join(output, MANIFEST)):
-        _claim(output, request)
+        claim(output, request)
         return None
     fix = "Choose another --output, or delete this one."
     try:
@@ -44,7 +44,7 @@ def finished(output: str, request: str, manifest_class: type[ManifestT]) -> Mani
     return manifest
 
 
-def _claim(output: str, request: str) -> None:
+def claim(output: str, request: str) -> None:
     """Mark an output as this request's, so that no other writes into it.
 
     Raises
@@ -77,8 +77,11 @@ def publish_manifest(output: str, manifest: Manifest) -> None:
     """
     for folder in (storage.join(output, PARTS), storage.join(output, RECORDS), output):
         storage.sweep(folder)
+    uri = storage.join(output, MANIFEST)
     try:
-        storage.publish_once(storage.join(output, MANIFEST), manifest.to_json())
+        if storage.exists(uri):  # an object store takes equal bytes twice without a word
+            raise FileExistsError(uri)
+        storage.publish_once(uri, manifest.to_json())
     except FileExistsError:
         finished(output, manifest.request, type(manifest))
         logger.info("another run of the same request finished first; its result is this one")

@@ -30,13 +30,12 @@ def report(manifest: CorpusManifest) -> str:
             f"{source.uri}: obs column {name!r}: {n:,} cells without a value" for name, n in source.missing.items()
         )
         lines.extend(f"{source.uri}: warning: {warning}" for warning in source.warnings)
-    lines.extend(f"{failed.uri}: left out: {failed.error}" for failed in manifest.failed)
+    lines.extend(f"left out: {failed.error}" for failed in manifest.failed)
     names = manifest.repeated_names
-    if names and (names.within or names.across):
-        lines.append(
-            f"{names.within:,} cells bear the name of another of their file, {names.across:,} names stand in several "
-            "files: cells are told apart by source and row"
-        )
+    if names and names.within:
+        lines.append(f"{names.within:,} cells bear the name of another of their file; rows tell them apart")
+    if names and names.across:
+        lines.append(f"{names.across:,} cell names stand in several files; their sources tell them apart")
     tokens = sum(part.counts["tokens"] for part in manifest.parts)
     truncated = sum(part.counts["truncated"] for part in manifest.parts)
     lines.append(

@@ -12,8 +12,8 @@ from cellray.data.sources.contract import CountBlock
 
 _ENOUGH_CELLS = 50
 _MANY_GENES = 200  # detected genes a cell, on average, from which a real cell has some gene with many counts
-_EQUAL_TOTALS = 0.03  # coefficient of variation of totals; raw totals vary by 0.3 and more
-_LOG_MAX = 12  # log(1 + counts per 10,000) stays below 9.3, per million below 13.9
+_EQUAL_TOTALS = 0.15  # coefficient of variation of totals: at most 0.11 seen after rounding, at least 0.3 in raw cells
+_LOG_MAX = 15  # log(1 + counts per 10,000) stays below 9.3, log2 of counts per million hardly goes above 15
 
 
 def suspicions(block: CountBlock, n_counts: NDArray[np.float64]) -> list[str]:

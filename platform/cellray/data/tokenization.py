@@ -18,13 +18,14 @@ from pydantic import Field
 from cellray import schema, storage
 from cellray.config import JobConfig
 from cellray.data import gene_ids
-from cellray.data.cells import filter_pass, total_counts
+from cellray.data.cells import filter_pass, obs_values, total_counts
 from cellray.data.checks import check_block, duplicate_entries, sum_duplicates
 from cellray.data.corpora.names import repeated_names
 from cellray.data.parts import PartWriter, Unit, find_part
 from cellray.data.plan import SourcePlan, common_kinds, describe_sources, read_mapping, sift
 from cellray.data.publishing import finished, publish_manifest
 from cellray.data.quality.plan import QualityConfig
+from cellray.data.quality.report import report as quality_report
 from cellray.data.quality.run import quality_control
 from cellray.data.quality.table import QualityTable
 from cellray.data.session import ensure_ray, plain_errors
@@ -59,6 +60,10 @@ class TokenizeConfig(JobConfig):
     vocabulary: str = Field(description="vocabulary.json, from jobs.build_vocabulary")
     output: str = Field(description="directory or s3:// URI of the corpus")
     obs_columns: tuple[str, ...] = Field((), description="obs columns to keep with each cell, comma-separated")
+    missing_obs: Literal["fail", "null"] = Field(
+        "fail",
+        description="what an obs column does that only some files have: fail the job, or be empty in the others",
+    )
     matrix: str = Field("X", description="where the raw counts are: X, raw or layers/NAME")
     gene_ids: str | None = Field(
         None, description="var column with the gene ids, or index; default: ensembl_id if there is one, else index"
@@ -106,7 +111,11 @@ class Job:
     @property
     def request(self) -> str:
         """Digest of all that decides the corpus."""
-        return schema.request_digest(artefact="token corpus", units=[unit.key for unit in self.units])
+        return schema.request_digest(
+            artefact="token corpus",
+            units=[unit.key for unit in self.units],
+            failed=[failed.uri for failed in self.failed],
+        )
 
 
 @plain_errors()
@@ -140,9 +149,12 @@ def _quality(config: TokenizeConfig) -> QualityTable | None:
     """Open the quality control that is asked for; make it if it is not there."""
     if config.quality is None:
         return None
-    if not config.dry_run and not storage.exists(storage.join(config.quality, schema.MANIFEST)):
+    if not storage.exists(storage.join(config.quality, schema.MANIFEST)):
+        if config.dry_run:
+            return None
         shared = ("source", "vocabulary", "matrix", "gene_ids", "on_bad_file", "workers")
-        quality_control(QualityConfig(output=config.quality, **{name: getattr(config, name) for name in shared}))
+        made = quality_control(QualityConfig(output=config.quality, **{name: getattr(config, name) for name in shared}))
+        logger.info("quality control, kept in %s:\n%s", config.quality, quality_report(made))
     return QualityTable.open(config.quality)
 
 
@@ -194,8 +206,13 @@ def dry_run(config: TokenizeConfig) -> str:
     job = prepare(config)
     there = sum(find_part(unit, job.output) is not None for unit in job.units)
     lines = [f"{p.uri}: {p.n_cells:,} cells, {p.genes.known:,} of {p.genes.columns:,} columns known" for p in job.plans]
-    lines.extend(f"{failed.uri}: would be left out: {failed.error}" for failed in job.failed)
+    lines.extend(f"would be left out: {failed.error}" for failed in job.failed)
     cells = sum(plan.n_cells for plan in job.plans)
+    if job.options.quality is not None:
+        passed = {source.uri: source.passed for source in job.options.quality.manifest.sources}
+        lines.append(f"quality control lets {sum(passed[plan.uri] for plan in job.plans):,} of {cells:,} cells pass")
+    elif config.quality is not None:
+        lines.append(f"quality control would be made first, in {config.quality}")
     lines.append(
         f"would write {len(job.units):,} shards of {cells:,} cells from {len(job.plans):,} files to {job.output}; "
         f"{there:,} are there already. Nothing was written."
@@ -205,8 +222,11 @@ def dry_run(config: TokenizeConfig) -> str:
 
 def _manifest(job: Job, parts: Sequence[PartRecord], broken: Mapping[int, InputError]) -> CorpusManifest:
     """Account for all sources; those that turned out bad while they were read are left out as a whole."""
-    sound = [i for i in range(len(job.plans)) if i not in broken]
-    kept = [part.model_copy(update={"source": sound.index(part.source)}) for part in parts if part.source in sound]
+    sound = {old: new for new, old in enumerate(i for i in range(len(job.plans)) if i not in broken)}
+    kept = [part.model_copy(update={"source": sound[part.source]}) for part in parts if part.source in sound]
+    own: dict[int, list[PartRecord]] = {new: [] for new in sound.values()}
+    for part in kept:
+        own[part.source].append(part)
     failed = [*job.failed, *(FailedSource(uri=job.plans[i].uri, error=str(e)) for i, e in sorted(broken.items()))]
     vocabulary, options = job.options.vocabulary, job.options
     return CorpusManifest(
@@ -216,7 +236,7 @@ def _manifest(job: Job, parts: Sequence[PartRecord], broken: Mapping[int, InputE
         encoding=Encoding(input_size=options.input_size, special_tokens=dict(vocabulary.special_tokens)),
         vocabulary_digest=vocabulary.digest,
         obs_kinds=options.obs_kinds,
-        sources=tuple(_account(new, job.plans[old], kept, options.matrix) for new, old in enumerate(sound)),
+        sources=tuple(_account(job.plans[old], own[new], options.matrix) for old, new in sound.items()),
         failed=tuple(failed),
         repeated_names=repeated_names(job.output, kept),
     )
@@ -315,14 +335,13 @@ class TokenizeWorker:
             source.cell_names(start, stop),
             pa.array(n_counts),
             pa.array(np.arange(start, stop)),
-            *(source.obs(name, start, stop).cast(schema.OBS_TYPES[kind]) for name, kind in options.obs_kinds.items()),
+            *(obs_values(source, name, kind, start, stop) for name, kind in options.obs_kinds.items()),
         ]
         return pa.table(columns, schema=self._schema)
 
 
-def _account(index: int, plan: SourcePlan, parts: Sequence[PartRecord], matrix: str) -> SourceRecord:
+def _account(plan: SourcePlan, own: Sequence[PartRecord], matrix: str) -> SourceRecord:
     """Sum a source's parts; every cell is kept or dropped for a reason."""
-    own = [part for part in parts if part.source == index]
     kept = sum(part.rows for part in own)
     totals = sum((Counter(part.counts) for part in own), Counter())
     dropped = {reason: totals[counter] for counter, reason in DROPPED.items()}

@@ -1,7 +1,7 @@
 """Several corpora as one: a manifest that refers to their shards, or, on request, a copy of them.
 
-Nothing is decoded: shards keep their bytes, and what differs between the corpora's obs columns is levelled when they
-are read (`Corpus.read`). Knows nothing of Ray.
+Of the shards only the cells' names are read: they keep their bytes, and what differs between the corpora's obs columns
+is levelled when they are read (`Corpus.read`). Knows nothing of Ray.
 """
 
 import hashlib
@@ -15,6 +15,7 @@ from pydantic import Field
 from cellray import schema, storage
 from cellray.config import JobConfig
 from cellray.data.corpora.corpus import Corpus
+from cellray.data.corpora.names import repeated_names
 from cellray.data.plan import common_kinds
 from cellray.data.publishing import finished, publish_manifest
 from cellray.errors import InputError, listing
@@ -85,6 +86,7 @@ def concat_corpora(config: ConcatConfig) -> Concatenation:
     if config.copy_shards:
         with ThreadPoolExecutor(_AT_ONCE) as threads:
             parts = list(threads.map(lambda part: _copied(part, output), parts))
+    sources = tuple(source for corpus in corpora for source in corpus.manifest.sources)
     manifest = CorpusManifest(
         request=request,
         parts=tuple(parts),
@@ -92,8 +94,9 @@ def concat_corpora(config: ConcatConfig) -> Concatenation:
         encoding=corpora[0].manifest.encoding,
         vocabulary_digest=corpora[0].vocabulary.digest,
         obs_kinds=kinds,
-        sources=tuple(source for corpus in corpora for source in corpus.manifest.sources),
+        sources=sources,
         failed=tuple(failed for corpus in corpora for failed in corpus.manifest.failed),
+        repeated_names=repeated_names(output, parts, sources),
         parents=tuple(Parent(uri=corpus.uri, digest=corpus.manifest.digest) for corpus in corpora),
         made_by="concatenation",
     )

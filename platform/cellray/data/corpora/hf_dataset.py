@@ -15,12 +15,15 @@ from cellray import schema, storage
 from cellray.config import JobConfig
 from cellray.data.corpora.corpus import Corpus
 from cellray.data.corpora.hf_layout import INFO, STATE, info_json, state_json, with_features
+from cellray.data.publishing import claim
+from cellray.errors import InputError
 
 logger = logging.getLogger(__name__)
 
 BATCH = 1000
 """Rows of a record batch, as `datasets` writes them."""
 _AT_ONCE = 4
+_FINGERPRINT = 16  # digits of the request that `datasets` takes for the content's name
 
 
 class ExportConfig(JobConfig):
@@ -34,34 +37,57 @@ class ExportConfig(JobConfig):
 def export_dataset(corpus: Corpus, directory: str, cells_per_file: int = 25_000) -> str:
     """Write a corpus as a dataset and return its URI; one that was written before is left as it is.
 
+    `state.json`, without which nothing loads a dataset, is written last. On a disk the whole folder appears by one
+    rename; in an object store it is claimed for this export first, and a rerun goes on with the files that are there.
+
     Raises
     ------
     InputError
-        The directory holds something else.
+        The directory holds something else, or the beginnings of another export.
     """
     uri = storage.absolute(directory)
-    fingerprint = schema.request_digest(corpus=corpus.manifest.digest, cells_per_file=cells_per_file, format=1)[:16]
-    state = storage.join(uri, STATE)
-    if storage.exists(state) and storage.read_json(state).get("_fingerprint") == fingerprint:
+    request = schema.request_digest(corpus=corpus.manifest.digest, cells_per_file=cells_per_file, format=1)
+    if _finished(uri, request):
         logger.info("%s is complete already: nothing to do", uri)
         return uri
+    try:
+        if not storage.is_local(uri):
+            claim(uri, request)
+        with storage.new_directory(uri) as staged:
+            _fill(corpus, staged, cells_per_file, request)
+    except (InputError, OSError):
+        if not _finished(uri, request):
+            raise
+        logger.info("another run of the same request finished first; its result is this one")
+    return uri
+
+
+def _finished(uri: str, request: str) -> bool:
+    """Tell whether this very export is complete at a URI."""
+    state = storage.join(uri, STATE)
+    return storage.exists(state) and storage.read_json(state).get("_fingerprint") == request[:_FINGERPRINT]
+
+
+def _fill(corpus: Corpus, folder: str, cells_per_file: int, request: str) -> None:
+    """Write the files of the dataset that are not there yet, each in one step, the one that makes it whole last."""
     starts = range(0, corpus.manifest.rows, cells_per_file)
     names = [f"data-{i:05d}-of-{len(starts):05d}.arrow" for i in range(len(starts))]
     columns = dataset_schema(corpus)
 
     def write(name: str, start: int) -> None:
-        with storage.atomic_file(storage.join(staged, name)) as path, pa.ipc.new_stream(str(path), columns) as writer:
+        target = storage.join(folder, name)
+        if storage.exists(target):
+            return
+        with storage.atomic_file(target) as path, pa.ipc.new_stream(str(path), columns) as writer:
             for piece in _rows(corpus, start, min(start + cells_per_file, corpus.manifest.rows)):
                 writer.write_table(_official(piece, columns), max_chunksize=BATCH)
 
-    with storage.new_directory(uri) as staged:
-        with ThreadPoolExecutor(_AT_ONCE) as threads:
-            list(threads.map(write, names, starts))
-        description = f"token corpus {corpus.uri}, digest {corpus.manifest.digest}"
-        storage.write_bytes(storage.join(staged, schema.VOCABULARY), corpus.vocabulary.to_json())
-        storage.write_bytes(storage.join(staged, INFO), info_json(columns, description))
-        storage.write_bytes(storage.join(staged, STATE), state_json(names, fingerprint))
-    return uri
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        list(threads.map(write, names, starts))
+    description = f"token corpus {corpus.uri}, digest {corpus.manifest.digest}"
+    storage.write_bytes(storage.join(folder, schema.VOCABULARY), corpus.vocabulary.to_json())
+    storage.write_bytes(storage.join(folder, INFO), info_json(columns, description))
+    storage.write_bytes(storage.join(folder, STATE), state_json(names, request[:_FINGERPRINT]))
 
 
 def dataset_schema(corpus: Corpus) -> pa.Schema:

@@ -18,6 +18,7 @@ from pydantic import Field
 from cellray import schema, storage
 from cellray.config import JobConfig
 from cellray.data.corpora.hf_layout import SavedDataset
+from cellray.data.corpora.names import repeated_names
 from cellray.data.corpora.token_checks import check_rows
 from cellray.data.parts import PartWriter, Unit
 from cellray.data.publishing import finished, publish_manifest
@@ -188,7 +189,7 @@ def import_dataset(config: ImportConfig) -> Imported:
     storage.write_bytes(storage.join(output, schema.VOCABULARY), plan.vocabulary.to_json())
     ensure_ray()
     results = run_units("import", output, plan.units, ImportWorker(plan), config.workers)
-    manifest = _manifest(plan, request, require_records(results))
+    manifest = _manifest(plan, request, output, require_records(results))
     if manifest.rows == 0:
         raise InputError(plan.dataset.uri, "a corpus needs at least one cell with a gene", "none", "Check the dataset.")
     publish_manifest(output, manifest)
@@ -258,7 +259,7 @@ def _numbers(plan: ImportPlan, column: pa.ChunkedArray) -> pa.ChunkedArray:
         ) from None
 
 
-def _manifest(plan: ImportPlan, request: str, parts: Sequence[PartRecord]) -> CorpusManifest:
+def _manifest(plan: ImportPlan, request: str, output: str, parts: Sequence[PartRecord]) -> CorpusManifest:
     """Account for all rows."""
     genes, kept = len(plan.vocabulary.genes), sum(part.rows for part in parts)
     dropped = sum(part.counts["dropped_no_gene"] for part in parts)
@@ -284,5 +285,6 @@ def _manifest(plan: ImportPlan, request: str, parts: Sequence[PartRecord]) -> Co
         vocabulary_digest=plan.vocabulary.digest,
         obs_kinds=plan.obs_kinds,
         sources=(source,),
+        repeated_names=repeated_names(output, parts),
         made_by="import of a dataset",
     )

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from cellray import schema, storage
 from cellray.data.corpora.corpus import Corpus, scan
+from cellray.data.corpora.names import repeated_names
 from cellray.data.parts import PartWriter, Unit
 from cellray.data.publishing import finished, publish_manifest
 from cellray.data.session import ensure_ray, plain_errors
@@ -237,6 +238,7 @@ def selection_manifest(
         obs_kinds=old.obs_kinds,
         sources=tuple(_account(i, source, parts, target.reason) for i, source in enumerate(old.sources)),
         failed=old.failed,
+        repeated_names=repeated_names(storage.absolute(target.output), parts, old.sources),
         parents=(Parent(uri=corpus.uri, digest=old.digest),),
         made_by=target.made_by,
     )

@@ -4,7 +4,9 @@ By a sketch (see `cellray.data.medians.sketch`) for any number of cells, or exac
 Sources are opened, cut into units, mapped on Ray; what each unit found is merged.
 """
 
+import logging
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -13,14 +15,18 @@ from pydantic import Field, model_validator
 
 from cellray.config import JobConfig
 from cellray.data.medians.gene_tables import GeneTables, read_gene_tables
-from cellray.data.medians.measure import MAX_VALUES, Measured, exact, sketched
+from cellray.data.medians.made_before import request_of
+from cellray.data.medians.measure import MAX_VALUES, BadFiles, Measured, exact, sketched
 from cellray.data.medians.sketch import ACCURACY
-from cellray.data.medians.sources import Plan, ReadOptions, counted, open_sources
+from cellray.data.medians.sources import Plan, ReadOptions, counted, open_sources, plan_sources
 from cellray.data.quality.table import QualityTable
 from cellray.data.session import ensure_ray, plain_errors
 from cellray.data.sources.locate import expand_sources
-from cellray.errors import InputError, listing
+from cellray.errors import InputError, combined, listing
+from cellray.schema import FailedSource
 from cellray.vocabulary import GeneVocabulary
+
+logger = logging.getLogger(__name__)
 
 FEW_CELLS = 10
 """A median of fewer cells than this says little; such genes are counted in the report."""
@@ -62,6 +68,9 @@ class MedianConfig(JobConfig):
         description=f"hold all values (at most {MAX_VALUES:,}) and take exact medians, in place of a sketch whose "
         f"error is at most {ACCURACY:.2%}",
     )
+    on_bad_file: Literal["fail", "skip"] = Field(
+        "fail", description="what a file that breaks a rule does: fail the job, or be left out and reported"
+    )
     workers: int | None = Field(None, ge=1, description="most tasks at the same time, default: what the cluster has")
 
     @model_validator(mode="after")
@@ -77,22 +86,23 @@ def build_vocabulary(config: MedianConfig) -> GeneVocabulary:
 
     The median of x / n_counts * 10,000 over the cells with x > 0 (Theodoris et al. 2023, Methods); columns of one gene
     are summed first; genes never seen get no token. Cells with `filter_pass` other than 1, or with `quality` those that
-    it does not let pass, are left out. The result is the same for any number of workers. What was read and left out
-    stands in the vocabulary's `origin`.
+    it does not let pass, are left out; with `on_bad_file` `skip` so are bad files, whole. The result is the same for
+    any number of workers. What was read and left out stands in the vocabulary's `origin`.
 
     Raises
     ------
     InputError
-        A source or table breaks a rule, the sources use different kinds of gene ids, no gene is left, or there are more
-        values than `exact` can hold.
+        A table breaks a rule; a source does and `on_bad_file` is `fail`, or no source is sound; the sources use
+        different kinds of gene ids; no gene is left; or there are more values than `exact` can hold.
     """
     uris = expand_sources(config.source)
     tables = read_gene_tables(config.gene_table, config.gene_types, config.retired_ids)
     quality = QualityTable.open(config.quality) if config.quality else None
-    options = ReadOptions(config.matrix, config.gene_ids, config.n_counts_column, quality)
-    plan = open_sources(uris, options, tables, config.workers)
-    ensure_ray()
-    measured = (exact if config.exact else sketched)(plan, options, config.workers)
+    options = ReadOptions(
+        config.matrix, config.gene_ids, config.n_counts_column, quality, skip=config.on_bad_file == "skip"
+    )
+    plan, failed, measured = _measure(config, uris, options, tables)
+    error = 0.0 if config.exact else ACCURACY
     medians = dict(zip(plan.genes, measured.median_g.tolist(), strict=True))
     seen = {name: median for name, median in medians.items() if not np.isnan(median)}
     if not seen:
@@ -103,8 +113,29 @@ def build_vocabulary(config: MedianConfig) -> GeneVocabulary:
         vocabulary,
         symbols={symbol: gene for symbol, gene in sorted(tables.symbols.items()) if gene in seen},
         retired_ids={old: new for old, new in sorted(tables.retired_ids.items()) if new in seen},
-        origin=_origin(plan, measured, tables, largest_error=0.0 if config.exact else ACCURACY),
+        origin={
+            "request": request_of(config),
+            **_origin(plan, failed, measured, tables, 0.0 if config.exact else ACCURACY),
+        },
     )
+
+
+def _measure(
+    config: MedianConfig, uris: Sequence[str], options: ReadOptions, tables: GeneTables
+) -> tuple[Plan, list[FailedSource], Measured]:
+    """Measure all sources. If some turn out to be bad on the way and may be left out, measure again without them."""
+    sources, failed = open_sources(uris, options, tables)
+    ensure_ray()
+    while True:
+        plan = plan_sources(sources)
+        try:
+            return plan, failed, (exact if config.exact else sketched)(plan, options, config.workers)
+        except BadFiles as bad:
+            logger.warning("%d files turned out to be bad; measuring again without them", len(bad.errors))
+            sources = [source for source in sources if source.uri not in bad.errors]
+            failed += [FailedSource(uri=uri, error=str(error)) for uri, error in sorted(bad.errors.items())]
+            if not sources:
+                raise combined(list(bad.errors.values())) from None
 
 
 def describe_origin(vocabulary: GeneVocabulary) -> str:
@@ -112,24 +143,28 @@ def describe_origin(vocabulary: GeneVocabulary) -> str:
     o = vocabulary.origin
     if not o:
         return ""
-    error = f"error at most {o['largest_error']:.2%}" if o["largest_error"] else "exact"
+    how = f"sketched, error at most {o['largest_error']:.2%}" if o["largest_error"] else "exact"
     lines = (
-        f"medians: {o['method']}, {error}; files: {o['files']:,}, cells: {o['cells']:,}, "
+        f"medians: {how}; files: {o['files']:,}, cells: {o['cells']:,}, "
         f"nonzero values: {o['values']:,}, genes seen in fewer than {FEW_CELLS} cells: {o['genes_of_few_cells']:,}",
         f"cells left out: {counted(Counter(o['cells_left_out']))}",
         f"columns left out, over all files: {counted(Counter(o['columns_left_out']))}; "
         f"retired ids replaced: {o['columns_replaced']:,}",
     )
-    return "\n".join(lines)
+    left_out = [f"left out, {source['error']}" for source in o.get("failed", ())]
+    return "\n".join([*lines, *left_out])
 
 
-def _origin(plan: Plan, measured: Measured, tables: GeneTables, largest_error: float) -> dict[str, Any]:
+def _origin(
+    plan: Plan, failed: Sequence[FailedSource], measured: Measured, tables: GeneTables, largest_error: float
+) -> dict[str, Any]:
     """Say how the medians came about; nothing here depends on the number of workers."""
     few = (measured.n_values_g > 0) & (measured.n_values_g < FEW_CELLS)
     return {
         "method": "ddsketch" if largest_error else "exact",
         "largest_error": largest_error,
         "files": len(plan.sources),
+        "failed": [source.model_dump() for source in sorted(failed, key=lambda source: source.uri)],
         "cells": plan.n_cells,
         "cells_left_out": dict(sorted(measured.left_out.items())),
         "values": measured.tally["values"],

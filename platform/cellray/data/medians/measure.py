@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from cellray.data.cells import filter_pass, total_counts
 from cellray.data.checks import check_block, sum_duplicates
-from cellray.data.medians.map_merge import MergeTree, map_units
+from cellray.data.medians.map_merge import Job, MergeTree, map_units
 from cellray.data.medians.sketch import ACCURACY, TARGET_SUM, GeneSketch, SketchBuilder, merge
 from cellray.data.medians.sources import Plan, ReadOptions, Unit
 from cellray.data.progress import Progress
 from cellray.data.sources.contract import CountBlock, CountSource, open_source, stamp_of
-from cellray.errors import InputError, listing
+from cellray.errors import InputError
 from cellray.schema import FILTER_PASS, QUALITY_CONTROL
 
 MAX_VALUES = 150_000_000
@@ -55,8 +55,22 @@ class Measured:
         return +Counter({reason: self.tally[reason] for reason in (FILTER_PASS, QUALITY_CONTROL, NO_COUNTS)})
 
 
+class BadFiles(Exception):  # noqa: N818  # what it tells of
+    """Files that turned out to be bad while they were read; nothing that was measured with them holds."""
+
+    def __init__(self, errors: dict[str, InputError]) -> None:
+        super().__init__(errors)
+        self.errors = errors
+
+
 def sketched(plan: Plan, options: ReadOptions, workers: int | None) -> Measured:
-    """Sketch every unit and merge the sketches in a tree; only medians come to the driver."""
+    """Sketch every unit and merge the sketches in a tree; only medians come to the driver.
+
+    Raises
+    ------
+    InputError, BadFiles
+        See `_run`.
+    """
     import ray
 
     tree, tally = MergeTree(merge), Counter[str]()
@@ -103,24 +117,42 @@ def grouped_median(group: NDArray[np.integer], value: NDArray[np.floating], n_gr
 
 
 def _run(function: Any, plan: Plan, options: ReadOptions, workers: int | None) -> Iterator[tuple[Counter[str], Any]]:  # noqa: ANN401
-    """Map a function over the units; yield each one's tally and the reference of its result."""
+    """Map a function over the units; yield each one's tally and the reference of its result.
+
+    Raises
+    ------
+    InputError
+        Of the first bad file.
+    BadFiles
+        With `options.skip`: of all bad files, once everything was read.
+    """
     import ray
 
     cpus = int(ray.cluster_resources().get("CPU", 1))
     units = plan.units(min(cpus, workers or cpus))
     columns = [ray.put(table) for table in plan.columns]
     progress = Progress("medians", plan.n_cells)
+    bad: dict[str, InputError] = {}
 
     def arguments(unit: Unit) -> Sequence[Any]:
         tables = sorted({piece.columns for piece in unit})
         return [unit, options, len(plan.genes), tables, *(columns[table] for table in tables)]
 
-    def files(unit: Unit) -> str:
-        return listing({piece.uri for piece in unit})
-
-    for unit, summary, result in map_units(function, units, arguments, files, workers):
+    job = Job(function, arguments, lambda unit: ", ".join(sorted({piece.uri for piece in unit})), _parts)
+    for unit, summary, result in map_units(job, units, workers):
+        if isinstance(summary, InputError):
+            if not options.skip or summary.subject not in {piece.uri for piece in unit}:
+                raise summary
+            bad[summary.subject] = summary
+            continue
         progress.add(sum(piece.stop - piece.start for piece in unit))
         yield summary, result
+    if bad:
+        raise BadFiles(bad)
+
+
+def _parts(unit: Unit) -> list[Unit]:
+    return [(piece,) for piece in unit]
 
 
 def _finish(sketch: GeneSketch) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from cellray.data import gene_ids
 from cellray.data.medians.gene_tables import GeneTables
-from cellray.data.plan import look_at_all
+from cellray.data.plan import look_at_all, sift
 from cellray.data.quality.table import QualityTable
 from cellray.data.sources.contract import open_source, require_obs, stamp_of
-from cellray.errors import InputError, combined
+from cellray.errors import InputError
+from cellray.schema import FailedSource
 from cellray.vocabulary import IdType
 
 NO_NAME, NO_ENSEMBL_ID = "no name", "no Ensembl ID"
@@ -32,12 +33,13 @@ _MOST_PIECES = 256
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """Which parts of a source are read; see `cellray.data.medians.build.MedianConfig`."""
+    """Which parts of a source are read, and whether bad ones are left out; see `MedianConfig` of the same package."""
 
     matrix: str
     gene_ids: str | None
     n_counts_column: str | None
     quality: QualityTable | None = None
+    skip: bool = False
 
 
 @dataclass(frozen=True)
@@ -130,25 +132,28 @@ class Plan:
                 yield Piece(source.uri, source.version, start, stop, table, repeated[table])
 
 
-def open_sources(uris: Sequence[str], options: ReadOptions, tables: GeneTables, at_once: int | None = None) -> Plan:
-    """Read the tables of columns of all sources and put their genes on one axis.
+def open_sources(
+    uris: Sequence[str], options: ReadOptions, tables: GeneTables
+) -> tuple[list[OpenedSource], list[FailedSource]]:
+    """Read the tables of columns of all sources; return the sound ones and, with `options.skip`, the bad ones.
 
     Raises
     ------
     InputError
-        Sources break a rule (all of them are named), no gene is left, or they use different kinds of gene ids.
+        Sources break a rule (all of them are named), and are not to be left out or none is sound.
     """
     describe = partial(_describe, options=options, tables=tables)
-    found = look_at_all(describe, uris)
-    errors = [result for result in found if isinstance(result, InputError)]
-    if errors:
-        error = combined(errors)
-        fix = error.fix if len(errors) == 1 else "Correct these files or leave them out of --source."
-        raise InputError(error.subject, error.rule, error.found, fix)
-    return _plan([result for result in found if isinstance(result, OpenedSource)])
+    return sift(uris, look_at_all(describe, uris), "skip" if options.skip else "fail")
 
 
-def _plan(sources: Sequence[OpenedSource]) -> Plan:
+def plan_sources(sources: Sequence[OpenedSource]) -> Plan:
+    """Put the genes of all sources on one axis.
+
+    Raises
+    ------
+    InputError
+        No gene is left, or the sources use different kinds of gene ids.
+    """
     kinds = {source.kind for source in sources}
     if len(kinds) > 1:
         found = str({source.uri: source.kind for source in sources[:20]})

@@ -16,12 +16,11 @@ from cellray import schema
 from cellray.data.cells import filter_pass, marked, names_in
 from cellray.data.checks import check_block, sum_duplicates
 from cellray.data.parts import PartWriter, Unit
-from cellray.data.plan import read_mapping
+from cellray.data.quality.genes import CountedGenes, GeneChoice, counted_genes
 from cellray.data.quality.mitochondrial import MitochondrialColumns, find_mitochondrial
 from cellray.data.quality.rules import CellMetrics
 from cellray.data.sources.contract import CountBlock, CountSource, open_source, stamp_of
 from cellray.errors import InputError
-from cellray.vocabulary import GeneVocabulary
 
 READ_CELLS = 1024
 """Cells read at a time: what bounds a worker's memory."""
@@ -53,7 +52,7 @@ METRICS_SCHEMA = pa.schema(
 class MetricsOptions:
     """What a worker needs beside its unit; see `cellray.data.quality.run.QualityConfig`."""
 
-    vocabulary: GeneVocabulary | None
+    genes: GeneChoice
     matrix: str
     gene_ids: str | None
     mito_genes: tuple[str, ...]
@@ -74,25 +73,18 @@ class MetricsWorker:
         part = open_part(METRICS_SCHEMA)
         with open_source(unit.uri, self._options.matrix) as source:
             mito = find_mitochondrial(source.var(), self._options.mito_genes)
-            genes = self._genes(unit, source)
+            options = self._options
+            genes = counted_genes(source, unit.version, options.genes, options.matrix, options.gene_ids)
             for block in source.blocks(unit.start, unit.stop, READ_CELLS):
                 self._measure(source, block, mito, genes, part)
 
-    def _genes(self, unit: Unit, source: CountSource) -> "_Genes":
-        """Return which genes count as detected."""
-        options = self._options
-        if options.vocabulary is None:
-            return _Genes(np.arange(source.n_columns, dtype=np.int32), source.n_columns, repeated=False)
-        mapping = read_mapping(unit.uri, unit.version, options.matrix, options.gene_ids, options.vocabulary)
-        return _Genes(mapping.genes.token_g, len(options.vocabulary), repeated=mapping.repeated)
-
     def _measure(
-        self, source: CountSource, block: CountBlock, mito: MitochondrialColumns, genes: "_Genes", part: PartWriter
+        self, source: CountSource, block: CountBlock, mito: MitochondrialColumns, genes: CountedGenes, part: PartWriter
     ) -> None:
         """Measure one block and write it."""
         totals = check_block(block, source)
         mito_counts = mitochondrial_counts(block, mito.mask_g)
-        n_genes = genes.detected(block, canonical=totals.canonical)
+        n_genes = detected_genes(block, genes, canonical=totals.canonical)
         options, (start, stop) = self._options, (block.start, block.start + block.n_cells)
         malignant, unmarked = np.zeros(block.n_cells, bool), 0
         if options.malignant_column is not None:
@@ -116,22 +108,14 @@ class MetricsWorker:
         part.write(pa.table(columns, schema=METRICS_SCHEMA))
 
 
-@dataclass(frozen=True)
-class _Genes:
-    """Which gene each column counts for (below zero: none), and whether several count for one."""
-
-    target_g: NDArray[np.int32]
-    n_targets: int
-    repeated: bool
-
-    def detected(self, block: CountBlock, *, canonical: bool) -> NDArray[np.int32]:
-        """Return the number of genes of each cell with a count above zero."""
-        target_g = self.target_g
-        if self.repeated or not canonical:
-            block = sum_duplicates(block, target_g, self.n_targets)
-            target_g = np.arange(self.n_targets, dtype=np.int32)
-        found: NDArray[np.int32] = _detected(block.counts, block.columns, block.indptr, target_g >= 0)
-        return found
+def detected_genes(block: CountBlock, genes: CountedGenes, *, canonical: bool) -> NDArray[np.int32]:
+    """Return the number of genes of each cell with a count above zero. Shape (cells,)."""
+    target_g = genes.target_g
+    if genes.repeated or not canonical:
+        block = sum_duplicates(block, target_g, genes.n_targets)
+        target_g = np.arange(genes.n_targets, dtype=np.int32)
+    found: NDArray[np.int32] = _detected(block.counts, block.columns, block.indptr, target_g >= 0)
+    return found
 
 
 def mitochondrial_counts(block: CountBlock, mito_g: NDArray[np.bool_]) -> NDArray[np.float64]:

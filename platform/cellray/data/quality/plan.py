@@ -13,15 +13,16 @@ from cellray.data import gene_ids
 from cellray.data.cells import marked
 from cellray.data.checks import check_block
 from cellray.data.parts import Unit
-from cellray.data.plan import FIRST_CELLS, look_at_all, read_mapping, sift
+from cellray.data.plan import FIRST_CELLS, look_at_all, sift
+from cellray.data.quality.genes import GeneChoice, counted_genes
 from cellray.data.quality.metrics import MetricsOptions
 from cellray.data.quality.mitochondrial import find_mitochondrial
 from cellray.data.sources.contract import CountSource, format_of, left_out_warning, open_source, stamp_of
 from cellray.data.sources.locate import expand_sources
 from cellray.data.suspicions import suspicions
 from cellray.errors import InputError, listing
-from cellray.schema import FailedSource, GeneReport, QualityRules
-from cellray.vocabulary import GeneVocabulary
+from cellray.quality_schema import QualityRules
+from cellray.schema import FailedSource, GeneReport
 
 
 class QualityConfig(JobConfig):
@@ -32,11 +33,21 @@ class QualityConfig(JobConfig):
     )
     output: str = Field(description="directory or s3:// URI of the verdicts (parquet)")
     vocabulary: str | None = Field(
-        None, description="vocabulary.json whose genes count as detected; default: every column of the matrix"
+        None, description="vocabulary.json whose genes alone count as detected; default: every column of the matrix"
+    )
+    gene_table: str | None = Field(
+        None,
+        description="table (.csv, .tsv, .parquet) of the genes that count as detected, with a column of gene ids and, "
+        "if it has them, of gene types and symbols, as BioMart exports it; with --vocabulary: genes of both",
+    )
+    gene_types: tuple[str, ...] = Field(
+        (),
+        description="types of the gene table that count, comma-separated, as protein_coding,miRNA (Genecorpus-30M's); "
+        "default: all",
     )
     matrix: str = Field("X", description="where the raw counts are: X, raw or layers/NAME")
     gene_ids: str | None = Field(
-        None, description="var column with the vocabulary's gene ids, or index; default as in jobs.tokenize_corpus"
+        None, description="var column with the gene ids, or index; default as in jobs.tokenize_corpus"
     )
     dataset_column: str | None = Field(
         None, description="obs column that names each cell's data set, also across files; default: a file is one"
@@ -76,7 +87,8 @@ class QualityConfig(JobConfig):
         for option, other, alone in (
             ("--malignant-values", "--malignant-column", self.malignant_values and not self.malignant_column),
             ("--doublet-threshold", "--doublets", self.doublet_threshold is not None and not self.doublets),
-            ("--gene-ids", "--vocabulary", self.gene_ids and not self.vocabulary),
+            ("--gene-types", "--gene-table", self.gene_types and not self.gene_table),
+            ("--gene-ids", "--vocabulary or --gene-table", self.gene_ids and not (self.vocabulary or self.gene_table)),
         ):
             if alone:
                 raise ValueError(f"{option} needs {other}")
@@ -94,6 +106,7 @@ class QualityPlan:
     mito_genes: int
     mito_from: str
     genes: GeneReport | None
+    counted_genes: int | None
     warnings: tuple[str, ...]
 
 
@@ -112,7 +125,10 @@ class QualityJob:
     def request(self) -> str:
         """Digest of all that decides the result."""
         return schema.request_digest(
-            artefact="quality control", units=[unit.key for unit in self.units], rules=self.rules.model_dump()
+            artefact="quality control",
+            units=[unit.key for unit in self.units],
+            rules=self.rules.model_dump(),
+            failed=[failed.uri for failed in self.failed],
         )
 
 
@@ -124,20 +140,23 @@ def prepare(config: QualityConfig) -> QualityJob:
     InputError
         A source breaks a rule and `on_bad_file` is `fail`, or no source is sound.
     """
-    vocabulary = None if config.vocabulary is None else GeneVocabulary.load(config.vocabulary)
-    options = MetricsOptions(
-        vocabulary=vocabulary,
-        **{name: getattr(config, name) for name in MetricsOptions.__dataclass_fields__ if name != "vocabulary"},
-    )
+    genes = GeneChoice.read(config.vocabulary, config.gene_table, config.gene_types)
+    options = MetricsOptions(genes=genes, **{name: getattr(config, name) for name in _plain(MetricsOptions)})
     uris = expand_sources(config.source)
     plans, failed = sift(uris, _describe_all(uris, options), config.on_bad_file)
-    own = {"vocabulary_digest"}
+    own = {"vocabulary_digest", "gene_table_digest"}
     rules = QualityRules(
-        vocabulary_digest=None if vocabulary is None else vocabulary.full_digest,
+        vocabulary_digest=genes.vocabulary_digest,
+        gene_table_digest=genes.table_digest,
         **{name: getattr(config, name) for name in QualityRules.model_fields if name not in own},
     )
     units = plan_units(plans, options, config.cells_per_part)
     return QualityJob(storage.absolute(config.output), plans, failed, options, rules, units)
+
+
+def _plain(options: type[MetricsOptions]) -> list[str]:
+    """Return the names of the options that are plain values."""
+    return [name for name in options.__dataclass_fields__ if name != "genes"]
 
 
 def _describe_all(uris: Sequence[str], options: MetricsOptions) -> list[QualityPlan | InputError]:
@@ -159,21 +178,28 @@ def describe_source(uri: str, options: MetricsOptions) -> QualityPlan:
         _require_columns(source, options)
         stamp = stamp_of(uri)
         mito = find_mitochondrial(source.var(), options.mito_genes)
-        genes = None
-        if options.vocabulary is not None:
-            mapping = read_mapping(uri, stamp.version, options.matrix, options.gene_ids, options.vocabulary)
-            genes = mapping.report
+        genes = counted_genes(source, stamp.version, options.genes, options.matrix, options.gene_ids)
+        counted = None if options.genes.every_column else genes.n_genes
         block = next(source.blocks(0, min(source.n_cells, FIRST_CELLS), FIRST_CELLS))
         warnings = [*left_out_warning(source), *suspicions(block, check_block(block, source).n_counts)]
-        if genes is not None:
-            warnings.extend(gene_ids.few_genes_warning(genes))
+        if genes.report is not None:
+            warnings.extend(gene_ids.few_genes_warning(genes.report))
         if not mito.n_genes:
             warnings.append(
                 f"no mitochondrial gene found ({mito.found_by}): the mitochondrial bounds do not apply to its cells; "
                 "name the genes with --mito-genes if there are any"
             )
-        format_name = format_of(uri)
-        return QualityPlan(uri, format_name, stamp, source.n_cells, mito.n_genes, mito.found_by, genes, tuple(warnings))
+        return QualityPlan(
+            uri=uri,
+            format=format_of(uri),
+            stamp=stamp,
+            n_cells=source.n_cells,
+            mito_genes=mito.n_genes,
+            mito_from=mito.found_by,
+            genes=genes.report,
+            counted_genes=counted,
+            warnings=tuple(warnings),
+        )
 
 
 def _require_columns(source: CountSource, options: MetricsOptions) -> None:
@@ -196,12 +222,13 @@ def _require_columns(source: CountSource, options: MetricsOptions) -> None:
 def plan_units(plans: Sequence[QualityPlan], options: MetricsOptions, cells_per_part: int) -> list[Unit]:
     """Cut the sources into row ranges; each unit's key is a digest of its input and all parameters of the metrics."""
     units = []
-    vocabulary = None if options.vocabulary is None else options.vocabulary.full_digest
-    parameters = {name: getattr(options, name) for name in MetricsOptions.__dataclass_fields__}
+    parameters = {name: getattr(options, name) for name in _plain(MetricsOptions)}
+    vocabulary, table = options.genes.vocabulary_digest, options.genes.table_digest
     for index, plan in enumerate(plans):
         common = {
             **parameters,
             "vocabulary": vocabulary,
+            "gene_table": table,
             "uri": plan.uri,
             "size": plan.stamp.size,
             "version": plan.stamp.version,

@@ -1,6 +1,6 @@
 """Tells people what quality control found."""
 
-from cellray.schema import Bounds, DatasetRecord, QualityManifest, QualitySource
+from cellray.quality_schema import Bounds, DatasetRecord, QualityManifest, QualityRules, QualitySource
 
 MAX_DATASETS = 50
 """Most data sets whose bounds are printed; the manifest has all."""
@@ -8,7 +8,7 @@ MAX_DATASETS = 50
 
 def report(manifest: QualityManifest) -> str:
     """Tell people how many cells of each source pass, why the others do not, and each data set's bounds."""
-    lines = [line for source in manifest.sources for line in _source(source)]
+    lines = [line for source in manifest.sources for line in _source(source, manifest.rules)]
     lines.extend(_dataset(found, manifest) for found in manifest.datasets[:MAX_DATASETS])
     if (more := len(manifest.datasets) - MAX_DATASETS) > 0:
         lines.append(f"and {more:,} data sets more: manifest.json has their bounds")
@@ -19,16 +19,12 @@ def report(manifest: QualityManifest) -> str:
     return "\n".join(lines)
 
 
-def _source(source: QualitySource) -> list[str]:
+def _source(source: QualitySource, rules: QualityRules) -> list[str]:
     dropped = ", ".join(f"{n:,} {reason}" for reason, n in source.dropped.items() if n) or "none"
     lines = [f"{source.uri}: {source.passed:,} of {source.cells:,} cells pass; dropped: {dropped}"]
     if source.mito_genes:
         lines.append(f"{source.uri}: {source.mito_genes} mitochondrial genes, told by {source.mito_from}")
-    if source.genes is not None:
-        genes = source.genes
-        lines.append(
-            f"{source.uri}: detected genes counted among {genes.known:,} genes of the vocabulary, from {genes.ids_from}"
-        )
+    lines.extend(_genes(source, rules))
     lines.extend(
         f"{source.uri}: doublets of {found.dataset!r}: {found.scored:,} cells scored, threshold {found.threshold:.3f}"
         for found in source.doublets
@@ -36,6 +32,17 @@ def _source(source: QualitySource) -> list[str]:
     )
     lines.extend(f"{source.uri}: warning: {warning}" for warning in source.warnings)
     return lines
+
+
+def _genes(source: QualitySource, rules: QualityRules) -> list[str]:
+    """Tell among which genes the detected ones were counted."""
+    if source.counted_genes is None:
+        return []
+    types = f" ({', '.join(rules.gene_types)})" if rules.gene_types else ""
+    where = {"the vocabulary": rules.vocabulary_digest, f"the gene table{types}": rules.gene_table_digest}
+    named = " and ".join(name for name, digest in where.items() if digest is not None)
+    told = f", from {source.genes.ids_from}" if source.genes is not None else ""
+    return [f"{source.uri}: detected genes counted among {source.counted_genes:,} genes of {named}{told}"]
 
 
 def _dataset(found: DatasetRecord, manifest: QualityManifest) -> str:

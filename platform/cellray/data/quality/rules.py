@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cellray.schema import QUALITY_REASONS, Bounds
+from cellray.quality_schema import Bounds
+from cellray.schema import QUALITY_REASONS
 
 REASONS = QUALITY_REASONS
 FILE_FILTER, MALIGNANT, NO_COUNTS, TOTAL, MITO, FEW_GENES, DOUBLET = REASONS

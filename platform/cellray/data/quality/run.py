@@ -8,6 +8,7 @@ bounds, those too that the file's own filter or a mark of malignancy leaves out.
 import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,7 @@ from cellray.data.corpora.corpus import read_rows
 from cellray.data.parts import Unit
 from cellray.data.publishing import finished, publish_manifest
 from cellray.data.quality.doublets import MIN_DOUBLET_CELLS, SCORED, DoubletOptions, DoubletWorker, Library
+from cellray.data.quality.genes import EVERY_COLUMN
 from cellray.data.quality.metrics import COUNTED, IS_MALIGNANT, MetricsWorker, cell_metrics
 from cellray.data.quality.plan import QualityConfig, QualityJob, prepare
 from cellray.data.quality.rules import REASONS, DatasetBounds, Moments, can_exclude
@@ -34,14 +36,8 @@ from cellray.data.quality.verdicts import (
 from cellray.data.session import ensure_ray, plain_errors
 from cellray.data.units import require_records, run_units
 from cellray.errors import InputError, combined, listing
-from cellray.schema import (
-    DatasetRecord,
-    DoubletRecord,
-    FailedSource,
-    PartRecord,
-    QualityManifest,
-    QualitySource,
-)
+from cellray.quality_schema import DatasetRecord, DoubletRecord, QualityManifest, QualitySource
+from cellray.schema import FailedSource, PartRecord
 
 logger = logging.getLogger(__name__)
 
@@ -87,9 +83,29 @@ def quality_control(config: QualityConfig) -> QualityManifest:
         _tidy(job.output)
         return done
     ensure_ray()
-    workers, options = config.workers, job.options
+    try:
+        manifest = _all_stages(job, config)
+        publish_manifest(job.output, manifest)
+    except (InputError, OSError):  # perhaps another run of this request has finished and cleared its stages away
+        if not storage.exists(storage.join(job.output, schema.MANIFEST)):
+            raise
+        finished(job.output, job.request, QualityManifest)
+        logger.info("another run of the same request finished first; its result is this one")
+    _tidy(job.output)
+    return QualityManifest.load(job.output)
+
+
+def _all_stages(job: QualityJob, config: QualityConfig) -> QualityManifest:
+    """Measure the cells, put the bounds together, score doublets if asked to, and judge.
+
+    Raises
+    ------
+    InputError, OSError
+        A source breaks a rule; or what an earlier stage wrote is gone.
+    """
+    workers = config.workers
     folder = storage.join(job.output, METRICS)
-    results = run_units("cell metrics", folder, job.units, MetricsWorker(options), workers)
+    results = run_units("cell metrics", folder, job.units, MetricsWorker(job.options), workers)
     broken = {u.source: r for u, r in zip(job.units, results, strict=True) if isinstance(r, InputError)}
     if broken and (config.on_bad_file == "fail" or len(broken) == len(job.plans)):
         raise combined(list(broken.values()))
@@ -98,9 +114,7 @@ def quality_control(config: QualityConfig) -> QualityManifest:
     rules = Rules({name: t.bounds(config.n_sd) for name, t in tallies.items()}, config.mito, config.min_genes)
     scored = _score_doublets(job, parts, tallies, rules, workers) if config.doublets else {}
     verdicts = _judge(job, parts, rules, scored, workers)
-    publish_manifest(job.output, _manifest(job, parts, verdicts, tallies, scored, broken))
-    _tidy(job.output)
-    return QualityManifest.load(job.output)
+    return _manifest(job, parts, verdicts, tallies, scored, broken)
 
 
 def tally_parts(folder: str, parts: Sequence[PartRecord], mito: str) -> dict[str, Tally]:
@@ -200,9 +214,10 @@ def _numbers(bounds: DatasetBounds) -> list[object]:
 
 
 def _tidy(output: str) -> None:
-    """Delete what lay between the stages."""
+    """Delete what lay between the stages; what another run of this request puts there meanwhile, it deletes itself."""
     for folder in (METRICS, DOUBLETS):
-        storage.remove_directory(storage.join(output, folder))
+        with suppress(OSError):
+            storage.remove_directory(storage.join(output, folder))
 
 
 def _manifest(
@@ -273,6 +288,7 @@ def _account(
         mito_genes=plan.mito_genes,
         mito_from=plan.mito_from,
         genes=plan.genes,
+        counted_genes=plan.counted_genes,
         doublets=records,
         warnings=tuple(warnings),
     )
@@ -280,7 +296,7 @@ def _account(
 
 def _warnings(job: QualityJob, metrics: Sequence[PartRecord], tallies: Mapping[str, Tally]) -> list[str]:
     """Return what the user should know of the whole."""
-    found = []
+    found = [EVERY_COLUMN] if job.options.genes.every_column else []
     small = [name for name, tally in tallies.items() if not can_exclude(tally.n_counts.n, job.rules.n_sd)]
     if small:
         found.append(

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from cellray import schema, storage
 from cellray.data.corpora.corpus import read_rows
 from cellray.errors import InputError
-from cellray.schema import PartRecord, QualityManifest
+from cellray.quality_schema import QualityManifest
+from cellray.schema import PartRecord
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from cellray.errors import InputError, StorageError, listing
 _KIND_OF_DTYPE = {"b": "flag", "i": "integer", "u": "integer", "f": "real"}
 FIX = "Write the file again with anndata, or copy it again if a transfer was cut off."
 BROKEN = (
-    *(KeyError, OSError, ValueError, TypeError, IndexError, AttributeError, OverflowError, RuntimeError, MemoryError),
+    *(KeyError, OSError, ValueError, TypeError, IndexError, AttributeError, OverflowError, RuntimeError),
     *(EOFError, zlib.error, pa.ArrowException, IORegistryError),
 )
 """What reading a damaged or unknown file has been seen to raise, in h5py, zarr, anndata and pyarrow."""
@@ -66,16 +66,10 @@ class AnnDataSource:
     def __init__(self, uri: str, matrix: str, root: Any, close: Callable[[], None]) -> None:  # noqa: ANN401
         self.uri, self.matrix = uri, matrix
         self._root, self._close = root, close
-        try:
+        with sound(uri, "the file must be a whole AnnData file", close):
             self._rows = self._open_matrix()
             self.n_cells, self.n_columns = self._rows.shape
             self._check_tables()
-        except (InputError, StorageError):
-            close()
-            raise
-        except BROKEN as error:
-            close()
-            raise InputError(uri, "the file must be a whole AnnData file", first_line(error), FIX) from None
 
     def __enter__(self) -> Self:
         return self
@@ -175,14 +169,25 @@ class AnnDataSource:
 
 
 @contextmanager
-def readable(uri: str, what: str) -> Iterator[None]:
-    """Turn whatever a damaged file makes its readers raise into one clear error."""
+def sound(uri: str, rule: str, close: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Turn whatever a damaged file makes its readers raise into one clear error, and close it.
+
+    What the machine or the storage is to blame for is no damage: it comes out as `StorageError`, or as it is.
+    """
     try:
         yield
-    except InputError:
-        raise
-    except BROKEN as error:
-        raise InputError(uri, f"{what} must be readable", first_line(error), FIX) from None
+    except BaseException as error:
+        close()
+        if not isinstance(error, BROKEN) or isinstance(error, InputError):
+            raise
+        if storage.is_outage(error):
+            raise StorageError(uri, "a read", 1, f"{type(error).__name__}: {first_line(error)}") from error
+        raise InputError(uri, rule, first_line(error), FIX) from None
+
+
+def readable(uri: str, what: str) -> AbstractContextManager[None]:
+    """See `sound`, for a part of a file."""
+    return sound(uri, f"{what} must be readable")
 
 
 def open_h5ad(uri: str, matrix: str) -> AnnDataSource:
@@ -195,13 +200,9 @@ def open_zarr(uri: str, matrix: str) -> AnnDataSource:
     """Open an AnnData Zarr store, version 2 or 3, sharded or not."""
     import zarr
 
-    try:
+    with sound(uri, "the folder must be a whole Zarr group"):
         root = zarr.open_group(storage.open_store(uri), mode="r")
         gate.check_zarr(uri, storage.stamp(uri).version, root)
-    except InputError:
-        raise
-    except BROKEN as error:
-        raise InputError(uri, "the folder must be a whole Zarr group", first_line(error), FIX) from None
     return AnnDataSource(uri, matrix, root, lambda: None)
 
 
@@ -219,6 +220,8 @@ def open_hdf5(uri: str) -> tuple[h5py.File, Callable[[], None]]:
     except OSError as error:
         if stream is not None:
             stream.close()
+        if storage.is_outage(error):
+            raise StorageError(uri, "a read", 1, f"{type(error).__name__}: {first_line(error)}") from error
         raise _not_hdf5(uri, str(error)) from None
 
     def close() -> None:
@@ -226,14 +229,8 @@ def open_hdf5(uri: str) -> tuple[h5py.File, Callable[[], None]]:
         if stream is not None:
             stream.close()
 
-    try:
+    with sound(uri, "the file must be a whole HDF5 file", close):
         gate.check_hdf5(uri, stamp.version, file)
-    except (InputError, StorageError):
-        close()
-        raise
-    except BROKEN as error:
-        close()
-        raise InputError(uri, "the file must be a whole HDF5 file", first_line(error), FIX) from None
     return file, close
 
 

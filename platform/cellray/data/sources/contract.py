@@ -188,6 +188,6 @@ def require_obs(source: CountSource, columns: Sequence[str]) -> dict[str, str]:
             source.uri,
             "every obs column asked for must exist",
             f"no {listing(missing)}; the file has {listing(kinds, limit=30)}",
-            "Correct --obs-columns.",
+            "Correct the name; columns that only some files have may stay empty in the others with --missing-obs null.",
         )
     return {name: kinds[name] for name in columns}

@@ -1,5 +1,6 @@
 """From what a user names to files of counts: a file, a folder, a glob or a list file, on any storage."""
 
+import re
 from collections.abc import Sequence
 
 from cellray import storage
@@ -8,6 +9,8 @@ from cellray.errors import InputError, listing
 
 LIST_ENDINGS = (".txt", ".list")
 _GLOB = "*?["
+_NO_COUNTS = "molecule_info.h5"  # Cell Ranger's table of molecules, which lies beside its matrices
+_CELL_RANGER = re.compile(r"(?:sample_)?(?:raw|filtered)_(?:feature|gene)_bc_matri(?:x|ces)")
 
 
 def expand_sources(names: Sequence[str]) -> list[str]:
@@ -37,7 +40,7 @@ def _expand(uri: str) -> list[str]:
         lines = storage.read_bytes(uri).decode().splitlines() if storage.exists(uri) else _missing(uri)
         names = [line.split("#", 1)[0].strip() for line in lines]
         return [found for name in names if name for found in _expand(storage.absolute(name))]
-    if any(mark in uri for mark in _GLOB):
+    if any(mark in uri for mark in _GLOB) and not storage.exists(uri):  # a file may bear such a name
         return _known(uri, storage.glob(uri))
     if _is_source(uri):
         return [uri]
@@ -48,10 +51,23 @@ def _expand(uri: str) -> list[str]:
 
 def _known(uri: str, found: list[str]) -> list[str]:
     """Keep what some reader opens; refuse to find nothing."""
-    sources = sorted(name for name in found if _is_source(name))
+    sources = sorted(name for name in found if _is_source(name) and not name.endswith(_NO_COUNTS))
     if not sources:
         raise InputError(uri, f"there must be files ending in one of {listing(FORMATS)}", "none", "Check the path.")
+    _require_once(uri, sources)
     return sources
+
+
+def _require_once(uri: str, sources: Sequence[str]) -> None:
+    """Refuse to count an experiment of Cell Ranger twice: it leaves a raw and a filtered matrix, as file and folder."""
+    seen: dict[str, str] = {}
+    for name in sources:
+        if found := _CELL_RANGER.search(name):
+            first = seen.setdefault(name[: found.start()], name)
+            if first != name:
+                rule = "cells may be counted once"
+                fix = "Name the ones you want, as DIR/*/filtered_feature_bc_matrix.h5."
+                raise InputError(uri, rule, f"{first} beside {name}, of one experiment", fix)
 
 
 def _is_source(uri: str) -> bool:

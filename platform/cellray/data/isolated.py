@@ -1,0 +1,182 @@
+"""Calls a function for one file in a child process of its own, so that whatever befalls that process is an answer.
+
+The child dies, ends, runs out of memory or of time, or raises what nobody foresaw: each is an `InputError` that names
+the file. What is wrong with the machine or the storage is raised as it is. Knows nothing of Ray's tasks or of what is
+called.
+"""
+
+import errno
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cellray.errors import InputError, StorageError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+TIME_LIMIT_S = 3600.0
+"""Longest a call may take; a file that keeps its reader busy for longer counts as one that crashed it."""
+MEMORY_LIMIT = 4 << 30
+"""Least bytes that a call in a child may add to the child's memory; where the machine has more to spare, half of that.
+
+Only children are limited. In a Ray worker the limit would hold for Ray's own threads too, and work in a worker may
+rightly take more than a file's reader does; what takes too much there is killed, and tried again here.
+"""
+CRASHED = "a file may not crash its reader"
+FIX = "The file is damaged or made to do harm: leave it out, or write it again from its source."
+_SLOW = "Leave the file out, convert a matrix stored by gene to one stored by cell, or read from a faster storage."
+_STARTED = b"+"  # the answer's first byte: what goes wrong after it is the call's doing
+_ENVIRONMENT = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE),
+    *(errno.ESTALE, errno.EIO),
+}
+_ENVIRONMENT_ERRORS = (StorageError, ImportError, PermissionError, ConnectionError, TimeoutError)
+_ENVIRONMENT_MODULES = ("ray", "botocore", "aiobotocore", "aiohttp")
+
+
+def is_environmental(error: BaseException) -> bool:
+    """Tell whether an exception says something of the machine, the storage or the cluster rather than of a file."""
+    module = type(error).__module__.split(".", 1)[0]
+    number = error.errno if isinstance(error, OSError) else None
+    return isinstance(error, _ENVIRONMENT_ERRORS) or module in _ENVIRONMENT_MODULES or number in _ENVIRONMENT
+
+
+def call_isolated(
+    function: Callable[[T], R],
+    item: T,
+    subject: str,
+    time_limit_s: float = TIME_LIMIT_S,
+    memory_limit: int | None = None,
+) -> R | InputError:
+    """Call a function in a child process; if that dies, say so in place of a result.
+
+    Parameters
+    ----------
+    function
+        Its `InputError` is a result.
+    item
+        Its argument.
+    subject
+        The file to name if the call fails.
+    time_limit_s
+        Longest the call may take. [s]
+    memory_limit
+        Most it may add to the child's memory, default: see `MEMORY_LIMIT`. Only Linux keeps to it. [bytes]
+
+    Raises
+    ------
+    RuntimeError
+        The child did not come so far as to make the call.
+    StorageError, OSError
+        What the call raised, where it says nothing of the file (see `is_environmental`).
+    """
+    from ray import cloudpickle
+
+    limit = memory_limit or _spare_memory()
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    try:
+        child = subprocess.run(  # noqa: S603  # this interpreter and this module
+            [sys.executable, "-m", __name__],
+            input=cloudpickle.dumps((function, item, subject, limit)),
+            capture_output=True,
+            check=False,
+            env=environment,
+            timeout=time_limit_s,
+        )
+    except subprocess.TimeoutExpired:
+        rule = "a file must be readable in bounded time"
+        found = f"no end after {time_limit_s:,.0f} s, twice: it keeps its reader busy, or the storage is too slow"
+        return InputError(subject, rule, found, _SLOW)
+    answer = _answer(child, subject)
+    if isinstance(answer, Exception) and not isinstance(answer, InputError):
+        raise answer
+    result: R | InputError = answer
+    return result
+
+
+def _answer(child: "subprocess.CompletedProcess[bytes]", subject: str) -> Any:  # noqa: ANN401
+    """Return what a child answered, or the error that its end amounts to."""
+    if child.returncode < 0:
+        return InputError(subject, CRASHED, f"its reader died of {_signal(-child.returncode)}, twice", FIX)
+    last_words = child.stderr.decode(errors="replace").strip().rsplit("\n", 1)[-1]
+    if not child.stdout.startswith(_STARTED):
+        raise RuntimeError(last_words)
+    if child.returncode > 0 or len(child.stdout) == len(_STARTED):
+        found = f"its reader ended with status {child.returncode} and no answer, twice ({last_words[:200]})"
+        return InputError(subject, CRASHED, found, FIX)
+    return pickle.loads(child.stdout[len(_STARTED) :])  # noqa: S301  # written by the child, which runs our own code
+
+
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"
+
+
+def unforeseen(error: Exception, subject: str) -> InputError:
+    """Return what an exception that no reader foresaw says of a file; its traceback is a note of the error's."""
+    first_line = str(error).strip().split("\n", 1)[0]
+    result = InputError(subject, "a file must be readable", f"{type(error).__name__}: {first_line}", FIX)
+    result.add_note("".join(traceback.format_exception(error)))
+    return result
+
+
+def _spare_memory() -> int:
+    """Return half of the free memory in bytes, at least `MEMORY_LIMIT`."""
+    free = 0
+    with suppress(OSError, ValueError, IndexError):
+        text = Path("/proc/meminfo").read_text()
+        free = 1024 * int(text.split("MemAvailable:", 1)[1].split(None, 1)[0])
+        container = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        free = min(free, int(container)) if container.isdecimal() else free
+    return max(MEMORY_LIMIT, free // 2)
+
+
+def _limit_memory(added: int) -> None:
+    """Let this process's memory grow by so much and no further."""
+    if sys.platform != "linux":
+        return
+    import resource
+
+    status = Path("/proc/self/status").read_text()
+    now = 1024 * int(status.split("VmData:", 1)[1].split(None, 1)[0])
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    wanted = now + added if hard == resource.RLIM_INFINITY else min(now + added, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (wanted, hard))
+
+
+def _child() -> None:
+    """Answer one call: a function and its argument come in, its result or its exception goes out, pickled."""
+    from ray import cloudpickle
+
+    with suppress(OSError, AttributeError):  # the child must not outlive the worker that waits for it
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, Linux only
+    out = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what libraries print must not mix with the answer
+    function, item, subject, limit = pickle.load(sys.stdin.buffer)  # noqa: S301  # written by the parent
+    out.write(_STARTED)
+    out.flush()
+    _limit_memory(limit)
+    try:
+        answer = function(item)
+    except InputError as error:
+        answer = error
+    except Exception as error:
+        answer = error if is_environmental(error) else unforeseen(error, subject)
+    cloudpickle.dump(answer, out)
+    out.close()
+
+
+if __name__ == "__main__":
+    _child()
