@@ -267,3 +267,11 @@ def test_tokens_follow_a_new_table_of_features(tmp_path: Path, vocabulary: GeneV
     with gzip.open(tmp_path / "features.tsv.gz", "wt") as file:
         file.writelines(f"{gene}\tG{i}\tGene Expression\n" for i, gene in enumerate(GENES[:12] + ["strange"] * 28))
     assert describe_source(path, config, vocabulary).genes.known == 12
+
+
+def test_a_cut_matrix_is_refused(tmp_path: Path) -> None:
+    path = tenx_mtx(tmp_path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    rule = r"matrix\.mtx\.gz: the .* must be (readable|whole)"
+    with pytest.raises(InputError, match=rule), open_source(str(path)) as source:
+        list(source.blocks(0, 1, 1))

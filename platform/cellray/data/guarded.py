@@ -90,7 +90,7 @@ def call_guarded(
     finally:  # reached early on an error or an interrupt: what still runs is of no use
         for reference in running:
             with suppress(Exception):
-                ray.cancel(reference, force=True)
+                ray.cancel(reference)  # not by force: writers clear away what they began
 
 
 _AGAIN: Any = object()
