@@ -143,7 +143,7 @@ def test_all_bad_files_are_named_and_a_file_may_not_change(make_h5ad: Make, tmp_
     good = make_h5ad()
     for name in ("bad.h5ad", "worse.h5ad"):
         (tmp_path / name).write_bytes(b"no HDF5")
-    with pytest.raises(InputError, match=r"2 files.*bad.h5ad.*worse.h5ad.*leave them out with --on-bad-file skip"):
+    with pytest.raises(InputError, match=r"(?s)2 files.*bad.h5ad.*worse.h5ad.*leave them out with --on-bad-file skip"):
         build_vocabulary(MedianConfig(source=(str(tmp_path),)))
     sources, _ = median_sources.open_sources([str(good)], median_sources.ReadOptions("X", None, None), GeneTables())
     plan = median_sources.plan_sources(sources)
