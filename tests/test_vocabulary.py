@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cellray import storage
 from cellray.errors import InputError
 from cellray.vocabulary import GeneVocabulary, check_match, import_official
 
@@ -137,3 +138,22 @@ def test_the_released_v1_dictionaries(shared: Path) -> None:
     assert len(vocabulary.medians) == 25424
     assert vocabulary.genes["ENSG00000000003"] == 2
     assert vocabulary.symbols["TP53"] == "ENSG00000141510"
+
+
+def test_an_untouched_file_needs_no_digests_and_a_touched_one_is_checked(
+    vocabulary: GeneVocabulary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "v.json"
+    vocabulary.save(str(path))
+    written = path.read_bytes()
+    path.write_bytes(json.dumps(json.loads(written)).encode())  # the same content, laid out otherwise
+    assert GeneVocabulary.load(str(path)) == vocabulary
+    path.write_bytes(written.replace(b'"input_size": 16', b'"input_size": 17'))
+    with pytest.raises(InputError, match="content must match its digest"):
+        GeneVocabulary.load(str(path))
+    path.write_bytes(written)
+    monkeypatch.setattr(storage, "sha256_json", lambda _: pytest.fail("computed anew"))
+    loaded = GeneVocabulary.load(str(path))
+    monkeypatch.undo()
+    assert loaded == vocabulary
+    assert loaded.digest == vocabulary.digest

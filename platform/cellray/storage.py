@@ -160,8 +160,14 @@ def read_json(uri: str) -> Any:  # noqa: ANN401  # JSON is what it is
     InputError
         The file is missing or is not JSON.
     """
+    return read_json_bytes(uri)[0]
+
+
+def read_json_bytes(uri: str) -> tuple[Any, bytes]:
+    """Read a JSON file; return its value and its bytes. See `read_json`."""
     try:
-        return json.loads(read_bytes(uri))
+        data = read_bytes(uri)
+        return json.loads(data), data
     except FileNotFoundError:
         raise InputError(uri, "the file must exist", "no such file", "Check the path.") from None
     except (json.JSONDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
