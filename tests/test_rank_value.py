@@ -84,4 +84,14 @@ def test_random_cells_match_the_reference(dtype: type, shuffled: bool) -> None:
 def test_any_counts_and_medians_match_the_reference(genes: list[tuple[int, float]]) -> None:
     x = np.array([[float(count) for count, _ in genes]])
     tokens, medians = list(range(2, 2 + len(genes))), [median for _, median in genes]
-    assert encode(x, tokens, medians, TokenLayout(2048)) == [reference(x[0], tokens, medians, 2048)]
+    for size in (2048, 5):
+        assert encode(x, tokens, medians, TokenLayout(size)) == [reference(x[0], tokens, medians, size)]
+
+
+@pytest.mark.parametrize("size", [1, 7, 100, 2047, 2999, 3000])
+def test_cells_of_more_genes_than_fit(size: int) -> None:
+    rng = np.random.default_rng(size)
+    x = rng.geometric(0.3, (3, 3000)).astype(np.float32)
+    tokens, medians = list(range(2, 3002)), rng.lognormal(0, 1.5, 3000).round(1 + size % 3) + 0.1
+    found = encode(x, tokens, medians.tolist(), TokenLayout(size))
+    assert found == [reference(row, tokens, medians.tolist(), size) for row in x]
