@@ -108,7 +108,7 @@ def test_a_finished_result_is_kept_and_a_broken_off_one_completed(corpus: str, m
     assert {p: p.read_bytes() for p in output.glob("shards/*.parquet")} == parts
     with pytest.raises(InputError, match="must be empty or hold this very result; found another embeddings"):
         embed_cells(config.model_copy(update={"layer": 0}))
-    with pytest.raises(InputError, match="must be empty or hold this very result; found artefact"):
+    with pytest.raises(InputError, match="must be empty or hold this very result; found token corpus"):
         embed_cells(config.model_copy(update={"output": corpus}))
 
 

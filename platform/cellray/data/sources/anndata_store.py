@@ -21,6 +21,7 @@ from anndata.io import read_elem
 from cellray import storage
 from cellray.data.sources import gate
 from cellray.data.sources.contract import CountBlock
+from cellray.data.sources.hdf5_exit import close_at_exit
 from cellray.data.sources.matrices import CscRows, CsrRows, DenseRows, MatrixName, MatrixRows
 from cellray.errors import InputError, StorageError, listing
 
@@ -215,6 +216,8 @@ def open_hdf5(uri: str) -> tuple[h5py.File, Callable[[], None]]:
         raise InputError(uri, "the file must hold data", "an empty file", FIX)
     _, path = storage.filesystem(uri)
     stream = None if storage.is_local(uri) else storage.open_scattered(uri)
+    if stream is not None:
+        close_at_exit()
     try:
         file = h5py.File(path if stream is None else stream, "r")
     except OSError as error:
