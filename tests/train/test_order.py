@@ -70,3 +70,12 @@ def test_held_out_cells_lie_in_the_spans_named() -> None:
     named = {span.first for span in order.held_spans()}
     for span in spans():
         assert (span.first in named) == (not order.training_cells(span).all())
+
+
+def test_many_epochs_are_not_counted_to_the_end() -> None:
+    from cellray.train.pretrain import PretrainConfig, _steps
+
+    order = TrainingOrder(spans(), batch_cells=24, held_fraction=0.1, seed=3)
+    base = PretrainConfig(corpus="c", output="o", epochs=1e9, max_steps=100)
+    assert _steps(order, base) == 100
+    assert _steps(order, base.model_copy(update={"epochs": 2.0, "max_steps": None})) == order.steps(0) + order.steps(1)

@@ -152,9 +152,7 @@ def make_plan(config: PretrainConfig, corpus: Corpus) -> TrainPlan:
             f"{order.cells:,} cells to train on and {total - order.cells:,} held out",
             "Use more cells, a smaller --batch-size or another --validation-fraction.",
         )
-    whole, part = divmod(config.epochs, 1)
-    steps = sum(order.steps(epoch) for epoch in range(int(whole))) + math.ceil(part * order.steps(int(whole)))
-    steps = min(steps, config.max_steps or steps)
+    steps = _steps(order, config)
     return TrainPlan(
         vocabulary=corpus.vocabulary,
         preset=config.preset,
@@ -176,6 +174,18 @@ def make_plan(config: PretrainConfig, corpus: Corpus) -> TrainPlan:
         mask_probability=config.mask_probability,
         threads=config.threads or default_threads(config.num_workers, config.cpus_per_worker),
     )
+
+
+def _steps(order: TrainingOrder, config: PretrainConfig) -> int:
+    """Return the steps to train: those of all epochs, or as many of them as are asked for."""
+    whole, part = divmod(config.epochs, 1)
+    steps = 0
+    for epoch in range(int(whole)):
+        steps += order.steps(epoch)
+        if config.max_steps is not None and steps >= config.max_steps:  # however many epochs are still to come
+            return config.max_steps
+    steps += math.ceil(part * order.steps(int(whole)))
+    return min(steps, config.max_steps or steps)
 
 
 def _held_fraction(config: PretrainConfig, corpus: Corpus) -> float:
