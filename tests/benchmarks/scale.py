@@ -6,13 +6,11 @@ import statistics
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import ray
 
 from cellray.data.session import ensure_ray
 from cellray.data.tokenization import TokenizeConfig, tokenize_corpus
-from cellray.vocabulary import GeneVocabulary
-from tests.benchmarks.tokenization import CPUS, GENES, seconds, write_cells
+from tests.benchmarks.tokenization import CPUS, seconds, synthetic_vocabulary, write_cells
 
 SMALL, LARGE, PER_CELL, ROUNDS = 10_000, 200_000, 1_000, 3
 
@@ -32,15 +30,11 @@ def peak_of_workers() -> float:
 
 def main() -> None:
     """Measure both."""
-    medians = np.random.default_rng(1).lognormal(0, 1, GENES)
-    vocabulary = GeneVocabulary.from_medians(
-        {f"ENSG{i:011d}": float(m) for i, m in enumerate(medians)}, "v1", "ensembl"
-    )
     ray.init(num_cpus=CPUS, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     ensure_ray()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        vocabulary.save(str(folder / "v.json"))
+        synthetic_vocabulary().save(str(folder / "v.json"))
 
         def tokenize(path: Path, workers: int) -> None:
             shutil.rmtree(folder / "out", ignore_errors=True)

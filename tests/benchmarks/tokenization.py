@@ -42,6 +42,23 @@ def write_cells(path: Path, compression: str | None, cells: int = CELLS, per_cel
     return x
 
 
+def synthetic_vocabulary() -> GeneVocabulary:
+    """Return a vocabulary of all the genes that `write_cells` draws from."""
+    medians = np.random.default_rng(1).lognormal(0, 1, GENES)
+    return GeneVocabulary.from_medians({f"ENSG{i:011d}": float(m) for i, m in enumerate(medians)}, "v1", "ensembl")
+
+
+def tokenize(path: Path, folder: Path, output: str) -> None:
+    """Run the stage on one file, with the vocabulary `v.json` of a folder, into that folder."""
+    config = TokenizeConfig(
+        source=(str(path),),
+        vocabulary=str(folder / "v.json"),
+        output=str(folder / output),
+        cells_per_shard=SHARD,
+    )
+    tokenize_corpus(config)
+
+
 def straightforward(path: Path, vocabulary: GeneVocabulary, output: Path) -> None:
     """Do it in one process."""
     adata = anndata.read_h5ad(path)
@@ -70,10 +87,8 @@ def seconds(work: object) -> float:
 
 def main() -> None:
     """Measure both kinds of file."""
-    medians = np.random.default_rng(1).lognormal(0, 1, GENES)
-    vocabulary = GeneVocabulary.from_medians(
-        {f"ENSG{i:011d}": float(m) for i, m in enumerate(medians)}, "v1", "ensembl"
-    )
+    vocabulary = synthetic_vocabulary()
+    medians = vocabulary.median_of_token[2:]
     datasets.disable_progress_bars()
     ray.init(num_cpus=CPUS, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     ensure_ray()
@@ -81,28 +96,19 @@ def main() -> None:
         folder = Path(name)
         vocabulary.save(str(folder / "v.json"))
 
-        def ours(path: Path, output: str) -> None:
-            config = TokenizeConfig(
-                source=(str(path),),
-                vocabulary=str(folder / "v.json"),
-                output=str(folder / output),
-                cells_per_shard=SHARD,
-            )
-            tokenize_corpus(config)
-
         def only_reading(path: Path) -> None:
             ranges = range(0, CELLS, SHARD)
             list(processes.map(read_range, [path] * len(ranges), ranges, [min(s + SHARD, CELLS) for s in ranges]))
 
         write_cells(folder / "warm.h5ad", "gzip", cells=4 * SHARD)
-        ours(folder / "warm.h5ad", "warm")
+        tokenize(folder / "warm.h5ad", folder, "warm")
         for compression in ("gzip", None):
             path = folder / f"{compression}.h5ad"
             x = write_cells(path, compression)
             genes = ColumnGenes(np.arange(2, GENES + 2, dtype=np.int32), medians)
             only_reading(path)
             ways = (
-                lambda i, p=path, c=compression: ours(p, f"corpus-{c}-{i}"),
+                lambda i, p=path, c=compression: tokenize(p, folder, f"corpus-{c}-{i}"),
                 lambda _, p=path: only_reading(p),
                 lambda _, m=x, g=genes: encode_rows(m.data, m.indices, m.indptr, g, vocabulary.layout()),
                 lambda i, p=path: straightforward(p, vocabulary, folder / f"base-{i}"),

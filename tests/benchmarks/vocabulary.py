@@ -20,9 +20,17 @@ from cellray.data.medians.measure import _sketch_unit
 from cellray.data.medians.sketch import ACCURACY
 from cellray.data.medians.sources import ReadOptions, open_sources, plan_sources
 from cellray.data.session import ensure_ray
-from cellray.data.tokenization import TokenizeConfig, tokenize_corpus
 from cellray.vocabulary import GeneVocabulary
-from tests.benchmarks.tokenization import CELLS, CPUS, GENES, PER_CELL, SHARD, seconds, write_cells
+from tests.benchmarks.tokenization import (
+    CELLS,
+    CPUS,
+    PER_CELL,
+    SHARD,
+    seconds,
+    synthetic_vocabulary,
+    tokenize,
+    write_cells,
+)
 from tests.conftest import SHARED
 
 ROUNDS = 3
@@ -71,34 +79,21 @@ def main() -> None:
     """Measure both kinds of file, then the errors."""
     ray.init(num_cpus=CPUS, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     ensure_ray()
-    medians = np.random.default_rng(1).lognormal(0, 1, GENES)
-    vocabulary = GeneVocabulary.from_medians(
-        {f"ENSG{i:011d}": float(m) for i, m in enumerate(medians)}, "v1", "ensembl"
-    )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        vocabulary.save(str(folder / "v.json"))
-
-        def tokenize(path: Path, output: str) -> None:
-            config = TokenizeConfig(
-                source=(str(path),),
-                vocabulary=str(folder / "v.json"),
-                output=str(folder / output),
-                cells_per_shard=SHARD,
-            )
-            tokenize_corpus(config)
+        synthetic_vocabulary().save(str(folder / "v.json"))
 
         def measure(path: Path) -> None:
             build_vocabulary(MedianConfig(source=(str(path),)))
 
         write_cells_of_all_depths(folder / "warm.h5ad", "gzip", cells=4 * SHARD)
-        tokenize(folder / "warm.h5ad", "warm")
+        tokenize(folder / "warm.h5ad", folder, "warm")
         measure(folder / "warm.h5ad")
         for compression in ("gzip", None):
             path = folder / f"{compression}.h5ad"
             write_cells_of_all_depths(path, compression)
             pairs = [
-                (seconds(lambda p=path: measure(p)), seconds(lambda p=path, i=i: tokenize(p, f"{p.stem}{i}")))
+                (seconds(lambda p=path: measure(p)), seconds(lambda p=path, i=i: tokenize(p, folder, f"{p.stem}{i}")))
                 for i in range(ROUNDS)
             ]
             ours = statistics.median(a for a, _ in pairs)

@@ -112,7 +112,8 @@ def _answer(child: "subprocess.CompletedProcess[bytes]", subject: str) -> Any:  
     if child.returncode > 0 or len(child.stdout) == len(_STARTED):
         found = f"its reader ended with status {child.returncode} and no answer, twice ({last_words[:200]})"
         return InputError(subject, CRASHED, found, FIX)
-    return pickle.loads(child.stdout[len(_STARTED) :])  # noqa: S301  # written by the child, which runs our own code
+    # no door that was shut: a file that took over its reader would have done so in the worker, where it is read first
+    return pickle.loads(child.stdout[len(_STARTED) :])  # noqa: S301
 
 
 def _signal(number: int) -> str:

@@ -15,7 +15,15 @@ from cellray.data.cells import total_counts
 from cellray.data.checks import check_block
 from cellray.data.guarded import call_guarded
 from cellray.data.session import ensure_ray
-from cellray.data.sources.contract import format_of, left_out_warning, open_source, require_obs, stamp_of
+from cellray.data.sources.contract import (
+    CountBlock,
+    CountSource,
+    format_of,
+    left_out_warning,
+    open_source,
+    require_obs,
+    stamp_of,
+)
 from cellray.data.suspicions import suspicions
 from cellray.errors import InputError, combined, listing
 from cellray.schema import FailedSource, GeneReport
@@ -98,6 +106,19 @@ def sift(
     return plans, [FailedSource(uri=uri, error=str(error)) for uri, error in bad]
 
 
+def first_cells(source: CountSource) -> CountBlock:
+    """Return the cells whose counts are looked at before anything is written.
+
+    Raises
+    ------
+    InputError
+        There is none.
+    """
+    if source.n_cells == 0:
+        raise InputError(source.uri, "a source needs at least one cell", "none", "Leave it out.")
+    return next(source.blocks(0, min(source.n_cells, FIRST_CELLS), FIRST_CELLS))
+
+
 def describe_source(uri: str, options: ReadOptions, vocabulary: GeneVocabulary) -> SourcePlan:
     """Open a source and check all that can be told without reading it through, and its first cells.
 
@@ -107,8 +128,6 @@ def describe_source(uri: str, options: ReadOptions, vocabulary: GeneVocabulary) 
         The source breaks a rule.
     """
     with open_source(uri, options.matrix) as source:
-        if source.n_cells == 0:
-            raise InputError(uri, "a source needs at least one cell", "none", "Leave it out.")
         kinds = {name: kind for name, kind in source.obs_kinds().items() if name in options.obs_columns}
         if options.missing_obs == "fail":
             kinds = require_obs(source, options.obs_columns)
@@ -117,7 +136,7 @@ def describe_source(uri: str, options: ReadOptions, vocabulary: GeneVocabulary) 
             raise InputError(uri, "an obs column may not bear a name of the corpus", listing(clash), "Rename it.")
         stamp = stamp_of(uri)
         mapping = read_mapping(uri, stamp.version, options.matrix, options.gene_ids, vocabulary)
-        block = next(source.blocks(0, min(source.n_cells, FIRST_CELLS), FIRST_CELLS))
+        block = first_cells(source)
         n_counts = check_block(block, source).n_counts
         if options.n_counts_column:
             require_obs(source, [options.n_counts_column])

@@ -257,7 +257,7 @@ def plan_units(plans: Sequence[SourcePlan], options: TokenizeOptions, cells_per_
             "input_size": options.input_size,
             "obs_kinds": list(options.obs_kinds.items()),
             "quality": None if options.quality is None else options.quality.manifest.digest,
-            "format": 1,
+            "format": 2,  # raised when the same input is to give other shards
         }
         for start in range(0, plan.n_cells, cells_per_shard):
             stop = min(start + cells_per_shard, plan.n_cells)

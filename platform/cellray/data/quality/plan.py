@@ -13,7 +13,7 @@ from cellray.data import gene_ids
 from cellray.data.cells import marked
 from cellray.data.checks import check_block
 from cellray.data.parts import Unit
-from cellray.data.plan import FIRST_CELLS, look_at_all, sift
+from cellray.data.plan import first_cells, look_at_all, sift
 from cellray.data.quality.genes import GeneChoice, counted_genes
 from cellray.data.quality.metrics import MetricsOptions
 from cellray.data.quality.mitochondrial import find_mitochondrial
@@ -173,14 +173,12 @@ def describe_source(uri: str, options: MetricsOptions) -> QualityPlan:
         The source breaks a rule.
     """
     with open_source(uri, options.matrix) as source:
-        if source.n_cells == 0:
-            raise InputError(uri, "a source needs at least one cell", "none", "Leave it out.")
         _require_columns(source, options)
         stamp = stamp_of(uri)
         mito = find_mitochondrial(source.var(), options.mito_genes)
         genes = counted_genes(source, stamp.version, options.genes, options.matrix, options.gene_ids)
         counted = None if options.genes.every_column else genes.n_genes
-        block = next(source.blocks(0, min(source.n_cells, FIRST_CELLS), FIRST_CELLS))
+        block = first_cells(source)
         warnings = [*left_out_warning(source), *suspicions(block, check_block(block, source).n_counts)]
         if genes.report is not None:
             warnings.extend(gene_ids.few_genes_warning(genes.report))
