@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from cellray.train import order as module
-from cellray.train.order import Span, TrainingOrder
+from cellray.train.order import AssignedPart, RandomPart, Span, TrainingOrder
+from cellray.train.planning import count_steps
+from cellray.train.pretrain import PretrainConfig
 
 LENGTHS = np.random.default_rng(5).integers(10, 2000, 5000)
 
@@ -17,7 +19,7 @@ def epoch_of(order: TrainingOrder, epoch: int) -> list[list[int]]:
     """Return the corpus numbers of each step's cells."""
     steps = []
     for pool in order.pools(epoch):
-        cells = np.concatenate([np.arange(s.first, s.first + len(s))[order.training_cells(s)] for s in pool.spans])
+        cells = np.concatenate([np.arange(s.first, s.first + len(s))[order.selection(s)] for s in pool.spans])
         assert len(cells) == pool.cells
         steps += [cells[chosen].tolist() for chosen in order.batches(epoch, pool, LENGTHS[cells])]
     return steps
@@ -26,11 +28,11 @@ def epoch_of(order: TrainingOrder, epoch: int) -> list[list[int]]:
 @pytest.fixture(params=[64, 200, 100_000])
 def order(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> TrainingOrder:
     monkeypatch.setattr(module, "POOL_CELLS", request.param)
-    return TrainingOrder(spans(), batch_cells=24, held_fraction=0.1, seed=3)
+    return TrainingOrder(spans(), 24, RandomPart(0.1, 3, held=False), seed=3)
 
 
 def test_every_training_cell_once_an_epoch(order: TrainingOrder) -> None:
-    training = {c for s in spans() for c in (np.arange(s.first, s.stop)[order.training_cells(s)]).tolist()}
+    training = {c for s in spans() for c in (np.arange(s.first, s.stop)[order.selection(s)]).tolist()}
     assert order.cells == len(training)
     assert 850 < len(training) < 950
     for epoch in range(3):
@@ -52,7 +54,7 @@ def test_any_step_can_be_found(order: TrainingOrder) -> None:
 
 def test_cells_of_a_step_have_similar_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "POOL_CELLS", 1000)
-    order = TrainingOrder(spans(), batch_cells=20, held_fraction=0.0, seed=0)
+    order = TrainingOrder(spans(), 20, RandomPart(0.0, 0, held=False), seed=0)
     spread = [np.ptp(LENGTHS[step]) for step in epoch_of(order, 0)]
     assert np.mean(spread) < np.ptp(LENGTHS[:1000]) / 20
     lengths = [LENGTHS[step].mean() for step in epoch_of(order, 0)]
@@ -60,22 +62,31 @@ def test_cells_of_a_step_have_similar_lengths(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_fewer_cells_than_a_pool_or_a_batch() -> None:
-    order = TrainingOrder(spans(30), batch_cells=50, held_fraction=0.0, seed=0)
+    order = TrainingOrder(spans(30), 50, RandomPart(0.0, 0, held=False), seed=0)
     assert [len(step) for step in epoch_of(order, 0)] == [30]
     assert order.locate(7) == (7, 0)
 
 
 def test_held_out_cells_lie_in_the_spans_named() -> None:
-    order = TrainingOrder(spans(), batch_cells=24, held_fraction=0.02, seed=1)
-    named = {span.first for span in order.held_spans()}
+    held = RandomPart(0.02, 1, held=True)
+    order = TrainingOrder(spans(), 24, RandomPart(0.02, 1, held=False), seed=1)
+    named = {span.first for span in order.spans_of(held)}
     for span in spans():
-        assert (span.first in named) == (not order.training_cells(span).all())
+        assert (span.first in named) == (not order.selection(span).all())
+        assert np.array_equal(held(span), ~order.selection(span))
+
+
+def test_cells_can_be_assigned_one_by_one() -> None:
+    part_n = np.random.default_rng(0).integers(-1, 3, 1000).astype(np.int8)
+    part_n[:64] = 1  # the first span holds no cell of the part
+    order = TrainingOrder(spans(), 24, AssignedPart(part_n, 0), seed=1)
+    assert sorted(cell for step in epoch_of(order, 0) for cell in step) == np.flatnonzero(part_n == 0).tolist()
 
 
 def test_many_epochs_are_not_counted_to_the_end() -> None:
-    from cellray.train.pretrain import PretrainConfig, _steps
-
-    order = TrainingOrder(spans(), batch_cells=24, held_fraction=0.1, seed=3)
+    order = TrainingOrder(spans(), 24, RandomPart(0.1, 3, held=False), seed=3)
     base = PretrainConfig(corpus="c", output="o", epochs=1e9, max_steps=100)
-    assert _steps(order, base) == 100
-    assert _steps(order, base.model_copy(update={"epochs": 2.0, "max_steps": None})) == order.steps(0) + order.steps(1)
+    assert count_steps(order, base) == 100
+    assert count_steps(order, base.model_copy(update={"epochs": 2.0, "max_steps": None})) == order.steps(
+        0
+    ) + order.steps(1)

@@ -4,10 +4,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from mlflow import MlflowClient
@@ -15,12 +13,10 @@ from transformers import AutoModelForMaskedLM, BertForMaskedLM
 
 from cellray import storage
 from cellray.data.corpora.corpus import Corpus
-from cellray.data.tokenization import TokenizeConfig, tokenize_corpus
 from cellray.errors import InputError
 from cellray.model.checkpoint import ModelDirectory
 from cellray.model.encoder import load_encoder
 from cellray.model.presets import bert_config
-from cellray.train.loop import Batch, Loop, LoopConfig
 from cellray.train.objectives import NOT_MASKED, GeneMasker, MaskedBatch, MaskedGeneLoss, step_generator
 from cellray.train.pretrain import PretrainConfig, pretrain, write_initial_model
 from cellray.vocabulary import GeneVocabulary
@@ -68,89 +64,11 @@ def test_the_loss_is_that_of_the_whole_head(vocabulary: GeneVocabulary) -> None:
     assert (total / count).item() == pytest.approx(expected.item(), abs=1e-5)
 
 
-def make_loop(vocabulary: GeneVocabulary, steps: int, **changes: object) -> tuple[Loop, BertForMaskedLM]:
-    torch.manual_seed(0)
-    config = bert_config("tiny", vocabulary, 16)
-    model = BertForMaskedLM(config)
-    numbers = {
-        "steps": steps,
-        "learning_rate": 1e-3,
-        "schedule": "linear",
-        "warmup_steps": 2,
-        "weight_decay": 0.01,
-        "max_grad_norm": 1.0,
-        "validate_every": 5,
-        "log_every": 2,
-        "seed": 0,
-    }
-    loop_config = LoopConfig(**(numbers | changes))  # type: ignore[arg-type]
-    return Loop(MaskedGeneLoss(model, vocabulary), GeneMasker(vocabulary, 0.3, CPU), loop_config, CPU), model
-
-
-def batches(count: int, skip: int = 0) -> list[Batch]:
-    rng = np.random.default_rng(0)
-    made = [Batch(torch.from_numpy(rng.integers(2, 32, (4, 12))), 48) for _ in range(count)]
-    return made[skip:]
-
-
-def test_training_reports_validates_and_learns(vocabulary: GeneVocabulary) -> None:
-    loop, _ = make_loop(vocabulary, 40, learning_rate=5e-3)
-    same = Batch(torch.arange(2, 14).repeat(4, 1), 48)  # always the same cell: it can be learnt by heart
-    reports: list[tuple[dict[str, float], bool]] = []
-    loop.run([same] * 100, [same], lambda metrics, due: reports.append((metrics, due)))
-    assert loop.step == 40
-    assert [metrics["step"] for metrics, due in reports if due] == [5, 10, 15, 20, 25, 30, 35, 40]
-    losses = [metrics["validation_loss"] for metrics, due in reports if due]
-    assert losses[-1] < losses[0] / 2
-    assert reports[-1][0]["learning_rate"] == 0.0
-    assert all(metrics["tokens_per_s"] > metrics["cells_per_s"] > 0 for metrics, _ in reports)
-
-
-def test_stop_and_go_is_as_going_straight(vocabulary: GeneVocabulary, tmp_path: Path) -> None:
-    straight, model = make_loop(vocabulary, 8)
-    straight.run(batches(8), [], lambda *_: None)
-    first, first_model = make_loop(vocabulary, 8)
-
-    class StopError(Exception):
-        pass
-
-    def stop_at_five(metrics: dict[str, float], due: bool) -> None:
-        if metrics["step"] == 5:
-            first.save(tmp_path, first_model)
-            raise StopError
-
-    with pytest.raises(StopError):
-        first.run(batches(8), [], stop_at_five)
-    second, second_model = make_loop(vocabulary, 8)
-    second.load(tmp_path, second_model)
-    second.run(batches(8, skip=5), [], lambda *_: None)
-    for name, weight in model.state_dict().items():
-        assert torch.equal(weight, second_model.state_dict()[name]), name
-    assert {p.suffix for p in tmp_path.iterdir()} == {".safetensors", ".json"}
-
-
-def test_a_loss_that_is_not_finite_stops_training(vocabulary: GeneVocabulary) -> None:
-    loop, model = make_loop(vocabulary, 3)
-    with torch.no_grad():
-        model.bert.embeddings.word_embeddings.weight.fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match="loss became nan at step 0"):
-        loop.run(batches(3), [], lambda *_: None)
-
-
 def test_nothing_masked_is_no_loss(vocabulary: GeneVocabulary) -> None:
-    _loop, model = make_loop(vocabulary, 1)
+    model = BertForMaskedLM(bert_config("tiny", vocabulary, 16))
     nothing = MaskedBatch(torch.full((1, 4), 5), torch.full((1, 4), NOT_MASKED))
     total, count = MaskedGeneLoss(model, vocabulary)(nothing)
     assert (total.item(), count.item()) == (0.0, 0)
-
-
-@pytest.fixture
-def corpus(make_h5ad: Callable[..., Path], vocabulary: GeneVocabulary, tmp_path: Path) -> str:
-    vocabulary.save(str(tmp_path / "vocabulary.json"))
-    output = str(tmp_path / "corpus")
-    source = (str(make_h5ad(cells=200)),)
-    tokenize_corpus(TokenizeConfig(source=source, vocabulary=str(tmp_path / "vocabulary.json"), output=output))
-    return output
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -191,7 +109,7 @@ def test_pretraining_makes_a_model_and_a_record(corpus: str, tmp_path: Path) -> 
     with pytest.raises(InputError, match="the output must be new or empty"):
         pretrain(config.model_copy(update={"output": str(tmp_path)}))
     with pytest.raises(InputError, match="workers must fit on the machine"):
-        pretrain(config.model_copy(update={"output": str(tmp_path / "two"), "num_workers": 3}))
+        pretrain(config.model_copy(update={"output": str(tmp_path / "two"), "num_workers": (3, 3)}))
     assert not (tmp_path / "model.training").exists()
 
 
@@ -205,7 +123,7 @@ def test_a_model_goes_to_object_storage(corpus: str, bucket: str) -> None:
     model = ModelDirectory.open(output)
     assert model.provenance["steps"] == result.steps == 2
     assert load_encoder(model, -1)(torch.tensor([[2, 3, 4]])).shape == (1, 3, 128)
-    assert not storage.exists(f"{output}.training/run-{model.provenance['request'][:12]}")
+    assert not storage.exists(f"{output}.training/checkpoints-{model.provenance['request'][:12]}")
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -239,7 +157,7 @@ def test_a_killed_worker_changes_nothing(corpus: str, tmp_path: Path) -> None:
 
     def kill() -> None:
         saved = tmp_path / "killed.training"
-        while not list(saved.glob("run-*/checkpoint_*")):
+        while not list(saved.glob("checkpoints-*/step-*")):
             time.sleep(0.02)
         killed.extend(pid for pid in ray_workers("ray::RayTrainWorker") if not os.kill(pid, signal.SIGKILL))
 

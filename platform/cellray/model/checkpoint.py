@@ -4,6 +4,7 @@ An official Geneformer directory has neither of the two and loads all the same; 
 """
 
 import json
+import logging
 import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -165,7 +166,7 @@ def save_model(model: PreTrainedModel, vocabulary: GeneVocabulary, provenance: d
     """Write a model directory; it appears whole or not at all. Returns the SHA-256 of its weights."""
     with tempfile.TemporaryDirectory(prefix="cellray-") as folder:
         local = Path(folder)
-        with _no_progress_bar():
+        with quiet_transformers():
             model.save_pretrained(local)
         (local / schema.VOCABULARY).write_bytes(vocabulary.to_json())
         digest = storage.sha256_file(str(local / WEIGHTS))
@@ -176,12 +177,14 @@ def save_model(model: PreTrainedModel, vocabulary: GeneVocabulary, provenance: d
 
 
 @contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """Keep transformers from drawing a progress bar for one file."""
-    shown = hf_logging.is_progress_bar_enabled()
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers from drawing progress bars for one file and from reporting on each tensor."""
+    shown, level = hf_logging.is_progress_bar_enabled(), hf_logging.get_verbosity()
     hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    hf_logging.set_verbosity(logging.ERROR)
     try:
         yield
     finally:
+        hf_logging.set_verbosity(level)
         if shown:
             hf_logging.enable_progress_bar()  # type: ignore[no-untyped-call]

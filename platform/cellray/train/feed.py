@@ -4,9 +4,13 @@ Which cells come when is decided by `cellray.train.order`; here they are read. E
 cells from, which is little beside training on them.
 """
 
-from collections.abc import Iterator, Sequence
+import queue
+import threading
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -16,11 +20,15 @@ from numpy.typing import NDArray
 from cellray import schema
 from cellray.data.collate import TokenRows
 from cellray.data.corpora.corpus import Corpus, read_rows
-from cellray.train.loop import Batch
-from cellray.train.order import Pool, Span, TrainingOrder
+from cellray.train.contracts import Batch
+from cellray.train.order import Pool, Selection, Span, TrainingOrder
 
 SPAN_CELLS = 4096
 """Most cells of a span: what is read at a time."""
+STEPS_AHEAD = 2
+"""Steps whose batches are made ready while the model works."""
+
+ItemT = TypeVar("ItemT")
 
 
 def spans(corpus: Corpus) -> list[Span]:
@@ -33,6 +41,14 @@ def spans(corpus: Corpus) -> list[Span]:
 
 
 @dataclass(frozen=True)
+class _Cells:
+    """Token rows with the number of each cell in the corpus."""
+
+    rows: TokenRows
+    numbers: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
 class Feed:
     """One worker's share of the cells.
 
@@ -40,48 +56,122 @@ class Feed:
     ----------
     order
         Decides which cells come when.
+    held
+        Chooses the cells for validation.
     rank, world_size
-        Which of how many workers this is: of each batch it gets every `world_size`-th cell, from `rank` on.
+        Which of how many workers this is: of each step it gets every `world_size`-th cell, from `rank` on.
     pad_id
         Fills rows up.
+    pass_tokens
+        Most tokens of a forward pass, padding included; what a step has more is done in further passes, whose
+        gradients are added up. One cell is never cut.
     """
 
     order: TrainingOrder
+    held: Selection
     rank: int
     world_size: int
     pad_id: int
+    pass_tokens: int
 
-    def batches(self, step: int) -> Iterator[Batch]:
-        """Yield this worker's batches from a step on, epoch after epoch, without end."""
+    def steps(self, step: int) -> Iterator[list[Batch]]:
+        """Yield this worker's passes of each step from a step on, epoch after epoch, without end.
+
+        All workers have equally many passes in a step.
+        """
+        with closing(_ahead(self._steps(step), STEPS_AHEAD)) as prepared:
+            yield from prepared
+
+    def _steps(self, step: int) -> Generator[list[Batch], None, None]:
         epoch, within = self.order.locate(step)
         with ThreadPoolExecutor(1) as reader:
             ahead = [(epoch, pool) for pool in self.order.pools(epoch) if pool.first_step + pool.steps > within]
-            reading = reader.submit(self._read, ahead[0][1].spans, held=False)
+            reading = reader.submit(self._read, ahead[0][1].spans, self.order.selection)
             while True:
                 (epoch, pool), rest = ahead[0], ahead[1:]
                 ahead = rest or [(epoch + 1, following) for following in self.order.pools(epoch + 1)]
-                rows, reading = reading.result(), reader.submit(self._read, ahead[0][1].spans, held=False)
+                cells = reading.result()
+                reading = reader.submit(self._read, ahead[0][1].spans, self.order.selection)
                 skipped = max(0, within - pool.first_step)
-                yield from self._of_pool(epoch, pool, rows, skipped)
+                yield from self._of_pool(epoch, pool, cells, skipped)
                 within = 0
 
-    def _of_pool(self, epoch: int, pool: Pool, rows: TokenRows, skipped: int) -> Iterator[Batch]:
-        for chosen in self.order.batches(epoch, pool, rows.lengths)[skipped:]:
-            yield self._batch(rows, chosen[self.rank :: self.world_size])
+    def _of_pool(self, epoch: int, pool: Pool, cells: _Cells, skipped: int) -> Iterator[list[Batch]]:
+        for chosen in self.order.batches(epoch, pool, cells.rows.lengths)[skipped:]:
+            passes = self._passes(cells.rows.lengths[chosen])
+            own = np.array_split(chosen[self.rank :: self.world_size], passes)
+            yield [self._batch(cells, part) for part in own]
 
-    def held_out(self, batch_cells: int) -> list[Batch]:
-        """Return this worker's share of the held-out cells, longest first."""
-        rows = self._read(self.order.held_spans(), held=True)
-        own = np.argsort(-rows.lengths, kind="stable")[self.rank :: self.world_size]
-        return [self._batch(rows, own[i : i + batch_cells]) for i in range(0, len(own), batch_cells)]
+    def _passes(self, length_n: NDArray[np.int64]) -> int:
+        """Return into how many passes each worker cuts a step, given the lengths of all its cells, ascending."""
+        needed = -(-len(length_n) // self.world_size) * int(length_n.max()) / self.pass_tokens
+        return max(1, min(int(np.ceil(needed)), len(length_n) // self.world_size))
 
-    def _read(self, wanted: Sequence[Span], *, held: bool) -> TokenRows:
-        """Read the training or the held-out cells of some spans."""
-        pieces = []
+    def held_out(self) -> list[Batch]:
+        """Return this worker's share of the validation cells, longest first.
+
+        All workers have equally many batches: one that has no cell left gets a row of padding, numbered -1.
+        """
+        cells = self._read(self.order.spans_of(self.held), self.held)
+        longest_first = np.argsort(-cells.rows.lengths, kind="stable")
+        batches, start = [], 0
+        while start < len(longest_first):
+            size = self.world_size * max(1, self.pass_tokens // int(cells.rows.lengths[longest_first[start]]))
+            own = longest_first[start : start + size][self.rank :: self.world_size]
+            batches.append(self._batch(cells, own) if len(own) else self._nothing())
+            start += size
+        return batches
+
+    def _nothing(self) -> Batch:
+        return Batch(torch.full((1, 1), self.pad_id), np.zeros(1, np.int64), np.full(1, -1))
+
+    def _read(self, wanted: Sequence[Span], selection: Selection) -> _Cells:
+        """Read the selected cells of some spans."""
+        pieces = [pa.table({schema.INPUT_IDS: pa.array([], pa.list_(pa.uint16()))})]
+        numbers = [np.empty(0, np.int64)]
         for span in wanted:
+            chosen = selection(span)
             rows = read_rows(span.uri, span.start, span.stop, columns=[schema.INPUT_IDS])
-            pieces.append(rows.filter(pa.array(self.order.training_cells(span) != held)))
-        return TokenRows.from_arrow(pa.concat_tables(pieces)[schema.INPUT_IDS])
+            pieces.append(rows.filter(pa.array(chosen)))
+            numbers.append(span.first + np.flatnonzero(chosen))
+        table = pa.concat_tables([p.cast(pieces[-1].schema) for p in pieces])
+        return _Cells(TokenRows.from_arrow(table[schema.INPUT_IDS]), np.concatenate(numbers))
 
-    def _batch(self, rows: TokenRows, chosen: NDArray[np.int64]) -> Batch:
-        return Batch(torch.from_numpy(rows.pad(chosen, self.pad_id)), int(rows.lengths[chosen].sum()))
+    def _batch(self, cells: _Cells, chosen: NDArray[np.int64]) -> Batch:
+        rows = torch.from_numpy(cells.rows.pad(chosen, self.pad_id))
+        return Batch(rows, cells.rows.lengths[chosen], cells.numbers[chosen])
+
+
+def _ahead(items: Generator[ItemT, None, None], number: int) -> Generator[ItemT, None, None]:
+    """Yield the items of an endless iterator, which runs in a thread of its own, `number` of them ahead."""
+    ready: queue.Queue[ItemT | Exception] = queue.Queue(number)
+    ended = threading.Event()
+
+    def put(item: ItemT | Exception) -> None:
+        while not ended.is_set():
+            with suppress(queue.Full):
+                ready.put(item, timeout=0.1)
+                break
+
+    def fill() -> None:
+        try:
+            for item in items:
+                put(item)
+                if ended.is_set():
+                    break
+        except Exception as error:  # raised where the items are taken
+            put(error)
+        finally:
+            items.close()
+
+    thread = threading.Thread(target=fill, daemon=True)
+    thread.start()
+    try:
+        while True:
+            item = ready.get()
+            if isinstance(item, Exception):
+                raise item
+            yield item
+    finally:
+        ended.set()
+        thread.join()

@@ -1,69 +1,107 @@
 """The training loop of one worker: batches in, optimiser steps, validation, metrics and checkpoints out.
 
-Knows torch and the objective. Where batches come from and where reports go is given to it, so that it runs alone in a
-test as it runs on a cluster.
+Knows torch. What is learnt, where batches come from, where reports and checkpoints go is given to it, so that it runs
+alone in a test or in a trial of a search as it runs on a cluster.
 """
 
-import json
 import math
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 from transformers import get_scheduler
 
-from cellray.train.objectives import GeneMasker, MaskedBatch, step_generator
+from cellray.train.checkpoints import Checkpoints
+from cellray.train.contracts import Batch, Objective, Session
+from cellray.train.objectives import step_generator
+from cellray.train.parallel import gather_from_all, gradients_shared, scale_gradients, whole
+from cellray.train.state import capture, load_state
+from cellray.train.window import Window
 
-_VALIDATION_STEP = -1  # validation masks are drawn as of this step, the same at every validation
-MODEL_STATE, OPTIMIZER_STATE, LOOP_STATE = "model_state.safetensors", "optimizer_state.safetensors", "loop_state.json"
+Schedule = Literal["linear", "cosine", "polynomial", "constant_with_warmup"]
 
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """Numbers of the loop; see `cellray.train.pretrain.PretrainConfig` for their meaning."""
+    """Numbers of the loop; see `cellray.train.options` for their meaning."""
 
     steps: int
-    learning_rate: float
-    schedule: str
+    schedule: Schedule
     warmup_steps: int
-    weight_decay: float
     max_grad_norm: float
     validate_every: int
     log_every: int
     seed: int
-    rank: int = 0
-    world_size: int = 1
-
-    def of_rank(self, rank: int, world_size: int) -> "LoopConfig":
-        """Return the same numbers for one worker of a group."""
-        return replace(self, rank=rank, world_size=world_size)
+    monitor: str = "validation_loss"
+    higher_is_better: bool = False
+    patience: int | None = None
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Padded token rows.
+@dataclass
+class Progress:
+    """How far a training has come.
 
     Attributes
     ----------
-    input_ids_nl
-        Cells x tokens, int64, padded at the end.
-    tokens
-        Tokens without the padding.
+    step
+        Optimiser steps done.
+    best, best_step
+        The best value of the watched metric, and when it was reached.
+    worse
+        Validations since then.
     """
 
-    input_ids_nl: Tensor
-    tokens: int
+    step: int = 0
+    best: float | None = None
+    best_step: int = 0
+    worse: int = 0
+
+    def took(self, value: float, config: LoopConfig) -> bool:
+        """Take the watched metric of a validation; tell whether it is the best so far."""
+        sign = 1 if config.higher_is_better else -1
+        better = not math.isnan(value) and (self.best is None or sign * value > sign * self.best)
+        if better:
+            self.best, self.best_step, self.worse = value, self.step, 0
+        else:
+            self.worse += 1
+        return better
 
 
-Report = Callable[[dict[str, float], bool], None]
-"""Receives metrics (with `step`) and whether a checkpoint is due."""
+class NonFiniteLossError(FloatingPointError):
+    """The loss is not a finite number.
+
+    Parameters
+    ----------
+    step
+        The step that went wrong.
+    value
+        What the loss was.
+    cells
+        Numbers, in the corpus, of the cells of the workers whose loss it was.
+    """
+
+    def __init__(self, step: int, value: float, cells: Sequence[int]) -> None:
+        super().__init__(step, value, cells)
+        self.step, self.value, self.cells = step, value, list(cells)
+
+    def __str__(self) -> str:
+        return f"the loss became {self.value} at step {self.step:,}"
+
+
+@dataclass(frozen=True)
+class _StepLoss:
+    """A step whose loss has not been looked at; looking makes a GPU wait."""
+
+    step: int
+    everywhere: Tensor
+    here: Tensor
+    norm: Tensor
+    passes: Sequence[Batch]
 
 
 class Loop:
@@ -71,162 +109,160 @@ class Loop:
 
     Parameters
     ----------
-    loss
-        `MaskedGeneLoss`, wrapped for several workers if there are several.
-    masker
-        Hides genes.
+    objective
+        What is learnt; its module holds the weights.
+    wrapped
+        The same module, wrapped for several workers if there are several.
+    optimizer
+        Of the module's parameters.
     config
         The loop's numbers.
     device
         Where to compute.
+    session
+        Where reports go.
+    autocast
+        Entered around each forward pass.
     """
 
-    def __init__(self, loss: nn.Module, masker: GeneMasker, config: LoopConfig, device: torch.device) -> None:
-        self._loss, self._masker, self._config, self._device = loss, masker, config, device
-        self.optimizer = AdamW(_parameter_groups(loss, config.weight_decay), lr=config.learning_rate)
-        self._scheduler = get_scheduler(config.schedule, self.optimizer, config.warmup_steps, config.steps)
-        self.step = 0
+    def __init__(
+        self,
+        objective: Objective,
+        wrapped: nn.Module,
+        optimizer: Optimizer,
+        config: LoopConfig,
+        device: torch.device,
+        session: Session,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
+        self._objective, self._module, self._optimizer = objective, wrapped, optimizer
+        self._config, self._device, self._session, self._autocast = config, device, session, autocast
+        self._scheduler = get_scheduler(config.schedule, optimizer, config.warmup_steps, config.steps)
+        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self._unchecked: _StepLoss | None = None
+        self._summed = torch.zeros(2, dtype=torch.float64, device=device)  # loss and weight since the last report
+        self.progress = Progress()
 
-    def run(self, batches: Iterable[Batch], validation: Iterable[Batch], report: Report) -> None:
-        """Train until the configured number of steps.
+    @property
+    def step(self) -> int:
+        """Optimiser steps done."""
+        return self.progress.step
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done, or no progress was made for too long."""
+        patience = self._config.patience
+        return self.step >= self._config.steps or (patience is not None and self.progress.worse >= patience)
+
+    def run(self, steps: Iterable[Sequence[Batch]], validation: Sequence[Batch], checkpoints: Checkpoints) -> None:
+        """Train until all steps are done or the watched metric no longer improves.
 
         Parameters
         ----------
-        batches
-            Those of the steps still to do, in order.
+        steps
+            For each step still to do, in order, the batches whose gradients are added up.
         validation
             The held-out batches, gone through at every validation.
-        report
-            Receives metrics.
-        """
-        config = self._config
-        window, source = _Window(), iter(batches)
-        while self.step < config.steps:
-            with window.waiting():
-                batch = next(source)
-            window.add(*self.train_step(batch.input_ids_nl), batch)
-            last = self.step == config.steps
-            due = last or self.step % config.validate_every == 0
-            if due or self.step % config.log_every == 0:
-                metrics = window.metrics(config.world_size) | {"learning_rate": self._scheduler.get_last_lr()[0]}
-                if due:
-                    metrics["validation_loss"] = self.validate(validation)
-                report({"step": self.step, **metrics}, due)
-                window = _Window()  # validation and checkpoints do not count towards the rates
-
-    def train_step(self, batch_nl: Tensor) -> tuple[float, int]:
-        """Do one optimiser step; return the summed loss over masked genes and their number.
+        checkpoints
+            Take one at every validation.
 
         Raises
         ------
-        FloatingPointError
-            The loss is not finite.
+        NonFiniteLossError
+            The loss is not a finite number.
         """
-        config = self._config
-        self._loss.train()
-        generator = step_generator(config.seed, self.step, config.rank, self._device)
+        source, window = iter(steps), Window(self._session.world_size)
+        while not self.finished:
+            with window.waiting():
+                passes = next(source)
+            window.add(passes)
+            self.train_step(passes)
+            due = self.step == self._config.steps or self.step % self._config.validate_every == 0
+            if due or self.step % self._config.log_every == 0:
+                self._account(window, validation if due else None, checkpoints)
+                window = Window(self._session.world_size)  # validation does not count towards the rates
+        if self._session.rank == 0:
+            checkpoints.finish()
+
+    def train_step(self, passes: Sequence[Batch]) -> None:
+        """Do one optimiser step on the batches of all workers.
+
+        Raises
+        ------
+        NonFiniteLossError
+            The loss of the step before was not a finite number.
+        """
+        self._module.train()
+        generator = step_generator(self._config.seed, self.step, self._session.rank, self._device)
         torch.manual_seed(generator.initial_seed())  # dropout: a function of the step too, so a resumed run is the same
-        total, count = self._loss(self._masker(batch_nl.to(self._device), generator))
-        if not bool(torch.isfinite(total)):
-            raise FloatingPointError(f"the loss became {total.item()} at step {self.step}; try a lower learning rate")
-        self.optimizer.zero_grad(set_to_none=True)
-        (total * self._weight(count)).backward()
-        nn.utils.clip_grad_norm_(self._loss.parameters(), config.max_grad_norm)
-        self.optimizer.step()
-        self._scheduler.step()
-        self.step += 1
-        return float(total.detach()), int(count)
-
-    def _weight(self, count: Tensor) -> Tensor:
-        """Return what the summed loss is scaled by: the mean over all workers' masked genes, whoever has how many.
-
-        Workers average their gradients, hence the factor `world_size`.
-        """
-        everywhere = count.to(torch.float64)
-        if self._config.world_size > 1:
+        here = torch.zeros(2, dtype=torch.float64, device=self._device)
+        for number, batch in enumerate(passes, start=1):
+            with gradients_shared(self._module, shared=number == len(passes)):
+                with self._autocast():
+                    total, weight = self._module(self._objective.prepare(batch, generator))
+                total.backward()
+            here += torch.stack([total.detach().double(), weight.detach().double()])
+        everywhere = here.clone()
+        if self._session.world_size > 1:
             torch.distributed.all_reduce(everywhere)
-        return (self._config.world_size / everywhere.clamp(min=1)).to(torch.float32)
+        # Workers average their gradients, hence the factor: the mean is over the targets of all workers.
+        scale_gradients(self._parameters, self._session.world_size / everywhere[1].clamp(min=1))
+        norm = nn.utils.clip_grad_norm_(self._parameters, self._config.max_grad_norm)
+        self._optimizer.step()
+        self._scheduler.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self._check_loss()  # of the step before: this one's work is queued by now, so a GPU need not stand still
+        self._unchecked = _StepLoss(self.step, everywhere, here, norm, passes)
+        self._summed += everywhere
+        self.progress.step += 1
 
     @torch.no_grad()
-    def validate(self, batches: Iterable[Batch]) -> float:
-        """Return the mean loss over the held-out cells' masked genes, in nats, over all workers."""
-        self._loss.eval()
-        generator = step_generator(self._config.seed, _VALIDATION_STEP, self._config.rank, self._device)
-        sums = torch.zeros(2, dtype=torch.float64, device=self._device)
-        module = self._loss.module if hasattr(self._loss, "module") else self._loss
-        for batch in batches:
-            masked: MaskedBatch = self._masker(batch.input_ids_nl.to(self._device), generator)
-            total, count = module(masked)  # type: ignore[operator]
-            sums += torch.stack([total.double(), count.double()])
-        if self._config.world_size > 1:
-            torch.distributed.all_reduce(sums)
-        return float(sums[0] / sums[1]) if float(sums[1]) else math.nan
+    def validate(self, batches: Sequence[Batch]) -> dict[str, float]:
+        """Return the objective's metrics of the held-out batches of all workers."""
+        self._objective.module.eval()
+        with self._autocast():
+            return self._objective.validate(self._objective.module, batches, self._session.world_size)
 
-    def save(self, directory: Path, model: nn.Module) -> None:
-        """Write weights, optimiser and place in the schedule, as safetensors and JSON."""
-        save_model(model, str(directory / MODEL_STATE))  # knows of tied weights
-        tensors, numbers = _flatten(self.optimizer)
-        save_file(tensors, directory / OPTIMIZER_STATE)
-        state = {"step": self.step, "optimizer": numbers, "scheduler": self._scheduler.state_dict()}
-        (directory / LOOP_STATE).write_text(json.dumps(state))
+    def save(self, checkpoints: Checkpoints, metrics: dict[str, float]) -> None:
+        """Copy the state and let it be written aside."""
+        numbers = {"progress": asdict(self.progress), "scheduler": self._scheduler.state_dict()}
+        state = capture(self._objective.module, self._optimizer, numbers, keep=self._session.rank == 0)
+        if state is not None:
+            checkpoints.save(self.step, state, metrics, self.progress.best_step or None)
 
-    def load(self, directory: Path, model: nn.Module) -> None:
-        """Restore what `save` wrote."""
-        load_model(model, directory / MODEL_STATE, device=str(self._device))
-        state = json.loads((directory / LOOP_STATE).read_text())
-        _unflatten(self.optimizer, load_file(directory / OPTIMIZER_STATE), state["optimizer"])
-        self._scheduler.load_state_dict(state["scheduler"])
-        self.step = int(state["step"])
+    def load(self, folder: Path) -> None:
+        """Go on from the checkpoint in a local folder."""
+        numbers = load_state(folder, self._objective.module, self._optimizer)
+        self._scheduler.load_state_dict(numbers["scheduler"])
+        for group, rate in zip(self._optimizer.param_groups, self._scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate
+        self.progress = Progress(**numbers["progress"])
 
+    def _account(self, window: Window, validation: Sequence[Batch] | None, checkpoints: Checkpoints) -> None:
+        """Report; validate and save if it is time for it."""
+        assert self._unchecked is not None
+        metrics = {"train_loss": self._mean_loss(), "grad_norm": float(whole(self._unchecked.norm))}
+        self._check_loss()
+        metrics |= {**window.metrics(), "learning_rate": max(self._scheduler.get_last_lr())}
+        if validation is not None:
+            metrics |= self.validate(validation)
+            self.progress.took(metrics[self._config.monitor], self._config)
+        if validation is not None or self._session.leaving():
+            self.save(checkpoints, metrics)
+        self._session.report({"step": self.step, **metrics}, checkpoints.take_notes())
 
-class _Window:
-    """Sums since the last report."""
+    def _mean_loss(self) -> float:
+        """Return the mean loss of all workers since the last report."""
+        total, weight = self._summed.tolist()
+        self._summed.zero_()
+        return float(total / max(weight, 1))
 
-    def __init__(self) -> None:
-        self._loss, self._masked, self._tokens, self._cells, self._waited = 0.0, 0, 0, 0, 0.0
-        self._began = time.perf_counter()
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Count the time in the block as waiting for data."""
-        began = time.perf_counter()
-        yield
-        self._waited += time.perf_counter() - began
-
-    def add(self, loss: float, masked: int, batch: Batch) -> None:
-        self._loss += loss
-        self._masked += masked
-        self._tokens += batch.tokens
-        self._cells += len(batch.input_ids_nl)
-
-    def metrics(self, world_size: int) -> dict[str, float]:
-        seconds = time.perf_counter() - self._began
-        return {
-            "train_loss": self._loss / max(self._masked, 1),
-            "tokens_per_s": world_size * self._tokens / seconds,
-            "cells_per_s": world_size * self._cells / seconds,
-            "data_wait_share": self._waited / seconds,
-        }
-
-
-def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Spare biases and LayerNorm weights the weight decay, as is usual for BERT."""
-    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-    spared = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
-
-
-def _flatten(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Split an optimiser's state into tensors by name and the rest as plain numbers."""
-    state = optimizer.state_dict()
-    tensors = {f"{i}.{name}": t.contiguous() for i, slots in state["state"].items() for name, t in slots.items()}
-    return tensors, {"param_groups": state["param_groups"]}
-
-
-def _unflatten(optimizer: Optimizer, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-    """Put a flattened state back."""
-    slots: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        index, name = key.split(".", 1)
-        slots.setdefault(int(index), {})[name] = tensor
-    optimizer.load_state_dict({"state": slots, "param_groups": numbers["param_groups"]})
+    def _check_loss(self) -> None:
+        """Look at the loss of the last step that was not looked at."""
+        if (last := self._unchecked) is None:
+            return
+        self._unchecked = None
+        if not math.isfinite(value := float(last.everywhere[0])):  # all workers see it, and stop together
+            own = [int(cell) for batch in last.passes for cell in batch.cells_n]
+            at_fault = own if not math.isfinite(float(last.here[0])) else []
+            raise NonFiniteLossError(last.step, value, gather_from_all(at_fault, self._session.world_size))

@@ -5,7 +5,7 @@ step can be found without walking through those before it, so training goes on f
 workers, on exactly the cells that come next. Knows no files; lengths are given to it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -30,6 +30,35 @@ class Span:
     def __len__(self) -> int:
         """Return the number of cells, held out ones included."""
         return self.stop - self.start
+
+
+Selection = Callable[[Span], NDArray[np.bool_]]
+"""Tells which cells of a span are meant. Shape (cells of the span,)."""
+
+
+@dataclass(frozen=True)
+class RandomPart:
+    """The cells that are held out by chance, or all others; see `cellray.data.corpora.split.held_out`."""
+
+    fraction: float
+    seed: int
+    held: bool
+
+    def __call__(self, span: Span) -> NDArray[np.bool_]:
+        """Tell which cells of a span these are. Shape (cells of the span,)."""
+        return np.asarray(held_out(span.first, len(span), self.fraction, self.seed) == self.held)
+
+
+@dataclass(frozen=True)
+class AssignedPart:
+    """The cells that an array assigns to a part."""
+
+    part_n: NDArray[np.int8]
+    part: int
+
+    def __call__(self, span: Span) -> NDArray[np.bool_]:
+        """Tell which cells of a span these are. Shape (cells of the span,)."""
+        return np.asarray(self.part_n[span.first : span.first + len(span)] == self.part)
 
 
 @dataclass(frozen=True)
@@ -62,15 +91,15 @@ class TrainingOrder:
         All cells of the corpus, once.
     batch_cells
         Cells of a step over all workers. A batch has at most so many, and at least half of it.
-    held_fraction
-        Share of the cells held out, see `cellray.data.corpora.split.held_out`.
+    selection
+        Chooses the cells to train on.
     seed
-        Of the split and of every epoch's order.
+        Of every epoch's order.
     """
 
-    def __init__(self, spans: Sequence[Span], batch_cells: int, held_fraction: float, seed: int) -> None:
-        self._spans, self._batch, self._fraction, self._seed = tuple(spans), batch_cells, held_fraction, seed
-        self._training = np.array([int(self.training_cells(span).sum()) for span in self._spans], np.int64)
+    def __init__(self, spans: Sequence[Span], batch_cells: int, selection: Selection, seed: int) -> None:
+        self._spans, self._batch, self.selection, self._seed = tuple(spans), batch_cells, selection, seed
+        self._training = np.array([int(selection(span).sum()) for span in self._spans], np.int64)
         self.pools = lru_cache(maxsize=2)(self._pools)
 
     @property
@@ -78,17 +107,13 @@ class TrainingOrder:
         """Training cells."""
         return int(self._training.sum())
 
-    def training_cells(self, span: Span) -> NDArray[np.bool_]:
-        """Tell which cells of a span are trained on; the others are held out. Shape (cells,)."""
-        return np.asarray(~held_out(span.first, len(span), self._fraction, self._seed))
-
-    def held_spans(self) -> list[Span]:
-        """Return the spans that hold cells which are held out."""
-        return [span for span, n in zip(self._spans, self._training, strict=True) if n < len(span)]
+    def spans_of(self, selection: Selection) -> list[Span]:
+        """Return the spans that hold cells of a selection."""
+        return [span for span in self._spans if selection(span).any()]
 
     def _pools(self, epoch: int) -> tuple[Pool, ...]:
         """Return the pools of an epoch."""
-        order = np.random.default_rng([self._seed, epoch]).permutation(len(self._spans))
+        order = np.random.default_rng([self._seed, epoch]).permutation(np.flatnonzero(self._training))
         groups: list[list[int]] = []
         size = POOL_CELLS
         for index in order:

@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,43 @@ logger = logging.getLogger(__name__)
 
 _END = ""
 _JOIN_S = 10.0
+NOTES = "notes"
+
+
+class Progress:
+    """Turns reports into lines for people.
+
+    Parameters
+    ----------
+    steps
+        Those of the whole training.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self._steps, self._began, self._first = steps, time.monotonic(), 0
+
+    def line(self, step: int, values: dict[str, float]) -> str:
+        """Return the line for a report."""
+        self._first = self._first or step  # a training that goes on has not done the steps before in this time
+        shown = ", ".join(f"{name} {value:,.4g}" for name, value in values.items())
+        text = f"step {step:,} of {self._steps:,}: {shown}"
+        if step == self._first:
+            self._began = time.monotonic()
+            return text
+        left = (time.monotonic() - self._began) / (step - self._first) * (self._steps - step)
+        return f"{text}; about {left:,.0f} s left"
+
+
+def take(tracker: Tracker, progress: Progress, values: dict[str, float], notes: Sequence[str]) -> list[str]:
+    """Record a report; return the lines that tell of it."""
+    numbers = dict(values)
+    step = int(numbers.pop("step"))
+    lines = [*notes, progress.line(step, numbers)]
+    try:
+        tracker.log_metrics(numbers, step)
+    except Exception as error:  # whatever a tracking server answers, training goes on
+        lines.append(f"step {step:,} could not be recorded: {error}")
+    return lines
 
 
 def report_relay(tracker: Tracker, steps: int) -> tuple[Any, Any]:
@@ -23,8 +60,7 @@ def report_relay(tracker: Tracker, steps: int) -> tuple[Any, Any]:
     from ray.train import UserCallback
     from ray.util.queue import Queue
 
-    began = time.monotonic()
-    lines = Queue(actor_options={"num_cpus": 0})
+    lines, progress = Queue(actor_options={"num_cpus": 0}), Progress(steps)
 
     class Relay(UserCallback):  # type: ignore[misc]
         """Records and passes on the reports of rank 0."""
@@ -32,14 +68,8 @@ def report_relay(tracker: Tracker, steps: int) -> tuple[Any, Any]:
         def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:  # noqa: ANN401
             """Take one report."""
             values = dict(metrics[0])
-            step = int(values.pop("step"))
-            try:
-                tracker.log_metrics(values, step)
-            except Exception as error:  # whatever a tracking server answers, training goes on
-                lines.put(f"step {step:,} could not be recorded: {error}")
-            left = (time.monotonic() - began) / step * (steps - step)
-            shown = ", ".join(f"{name} {value:,.4g}" for name, value in values.items())
-            lines.put(f"step {step:,} of {steps:,}: {shown}; about {left:,.0f} s left")
+            for line in take(tracker, progress, values, values.pop(NOTES)):
+                lines.put(line)
 
     return lines, Relay()
 

@@ -1,90 +1,150 @@
-"""What one worker of a training group does: builds the model, takes up a checkpoint, runs the loop, reports."""
+"""What one worker of a training does: builds the model, goes on from the newest checkpoint, runs the loop.
 
-import tempfile
+Runs in a group of processes that somebody else has connected, or alone. Knows no Ray.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import BertForMaskedLM
+from torch import nn
+from torch.optim import AdamW
 
-from cellray.data.corpora.corpus import Corpus
-from cellray.model.presets import bert_config
+from cellray import schema
+from cellray.data.corpora.corpus import Corpus, read_rows
+from cellray.errors import listing
+from cellray.train.checkpoints import Checkpoints
+from cellray.train.contracts import Objective, Session
 from cellray.train.feed import Feed, spans
-from cellray.train.loop import Loop, LoopConfig
-from cellray.train.objectives import GeneMasker, MaskedGeneLoss
-from cellray.train.order import TrainingOrder
-from cellray.vocabulary import PAD, GeneVocabulary
+from cellray.train.loop import Loop, LoopConfig, NonFiniteLossError
+from cellray.train.options import GroupOptions, Precision
+from cellray.train.order import Selection, TrainingOrder
+from cellray.train.parallel import agree, wrap
+from cellray.train.precision import autocast
+from cellray.vocabulary import PAD
+
+_PASS_TOKENS = {"cpu": 2_048, "cuda": 65_536}
 
 
-@dataclass(frozen=True)
-class TrainPlan:
+@dataclass(frozen=True, kw_only=True)
+class TrainPlan(ABC):
     """What every worker is told.
 
     Attributes
     ----------
-    vocabulary, preset, input_size
-        Decide the model.
-    loop
-        Numbers of the loop; each worker sets its own rank.
     corpus
         Where the cells are.
+    loop
+        Numbers of the loop.
     batch_size
         Cells of a step over all workers.
-    held_fraction
-        Share of the cells held out.
-    mask_probability
-        Share of the genes that are predicted.
+    precision
+        See `cellray.train.precision`.
+    group
+        How the workers share the work.
     threads
         Torch threads on CPU.
+    checkpoints
+        Folder of the checkpoints.
     """
 
-    vocabulary: GeneVocabulary
-    preset: str
-    input_size: int
-    loop: LoopConfig
     corpus: str
+    loop: LoopConfig
     batch_size: int
-    held_fraction: float
-    mask_probability: float
+    precision: Precision
+    group: GroupOptions
     threads: int
+    checkpoints: str
 
-    def order(self) -> TrainingOrder:
+    @abstractmethod
+    def objective(self, corpus: Corpus, device: torch.device, rank: int) -> Objective:
+        """Return what is learnt, with the weights that training starts from on the device."""
+
+    @abstractmethod
+    def parameter_groups(self, module: nn.Module) -> list[dict[str, Any]]:
+        """Return the weights that are trained, in AdamW's groups."""
+
+    @abstractmethod
+    def selections(self) -> tuple[Selection, Selection]:
+        """Return which cells are trained on and which ones validate."""
+
+    def order(self, corpus: Corpus) -> TrainingOrder:
         """Return which cells come in which step."""
-        return TrainingOrder(spans(Corpus.open(self.corpus)), self.batch_size, self.held_fraction, self.loop.seed)
+        return TrainingOrder(spans(corpus), self.batch_size, self.selections()[0], self.loop.seed)
+
+    def store(self) -> Checkpoints:
+        """Return the checkpoints of this training."""
+        return Checkpoints(self.checkpoints, self.group.keep_checkpoints)
 
 
-def new_model(plan: TrainPlan) -> BertForMaskedLM:
-    """Return the untrained model that the plan's seed gives."""
-    config = bert_config(plan.preset, plan.vocabulary, plan.input_size)
-    with torch.random.fork_rng():
-        torch.manual_seed(plan.loop.seed)
-        return BertForMaskedLM(config)
+@dataclass(frozen=True)
+class Outcome:
+    """How a training ended.
+
+    Attributes
+    ----------
+    steps
+        Optimiser steps done.
+    best_step
+        The step of the best validation, 0 if there was none.
+    notes
+        What is to be told at the end.
+    error
+        Why it stopped, empty if it came to its end. What stops all workers alike comes back so: it would happen again.
+    """
+
+    steps: int
+    best_step: int
+    notes: tuple[str, ...] = ()
+    error: str = ""
 
 
-def train_worker(settings: dict[str, Any]) -> None:
-    """Train on one worker of the group; Ray Train calls it with the plan."""
-    from ray import train
-    from ray.train import torch as ray_torch
-
-    plan: TrainPlan = settings["plan"]
-    context, device = train.get_context(), ray_torch.get_device()
-    rank, world_size = context.get_world_rank(), context.get_world_size()
+def run_plan(plan: TrainPlan, session: Session, device: torch.device) -> Outcome:
+    """Train as one worker of a group."""
     torch.set_num_threads(plan.threads)
-    model = new_model(plan).to(device)
-    loss = ray_torch.prepare_model(MaskedGeneLoss(model, plan.vocabulary))
-    masker = GeneMasker(plan.vocabulary, plan.mask_probability, device)
-    loop = Loop(loss, masker, plan.loop.of_rank(rank, world_size), device)
-    if (checkpoint := train.get_checkpoint()) is not None:
-        with checkpoint.as_directory() as directory:
-            loop.load(Path(directory), model)
+    corpus, rank, world_size = Corpus.open(plan.corpus), session.rank, session.world_size
+    objective = plan.objective(corpus, device, rank)
+    if plan.group.compile:
+        objective.module.compile()
+    wrapped = wrap(objective.module, plan.group.sharding, device, world_size)
+    optimizer = AdamW(plan.parameter_groups(objective.module), fused=device.type == "cuda")
+    precision = autocast(plan.precision, device)
+    loop = Loop(objective, wrapped, optimizer, plan.loop, device, session, precision)
+    checkpoints = plan.store()
+    _resume(loop, checkpoints, rank, world_size)
+    pass_tokens = plan.group.pass_tokens or _PASS_TOKENS[device.type]
+    pad_id = corpus.vocabulary.special_tokens[PAD]
+    feed = Feed(plan.order(corpus), plan.selections()[1], rank, world_size, pad_id, pass_tokens)
+    try:
+        loop.run(feed.steps(loop.step), feed.held_out(), checkpoints)
+    except NonFiniteLossError as error:
+        names = listing(cell_names(corpus, error.cells))
+        fix = "Try a lower learning rate, or look at these cells."
+        return Outcome(loop.step, loop.progress.best_step, error=f"{error}, on cells {names}. {fix}")
+    return Outcome(loop.step, loop.progress.best_step, tuple(checkpoints.take_notes()))
 
-    def report(metrics: dict[str, float], due: bool) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            if due and rank == 0:
-                loop.save(Path(folder), model)
-            made = train.Checkpoint.from_directory(folder) if due and rank == 0 else None
-            train.report(metrics, checkpoint=made)
 
-    feed = Feed(plan.order(), rank, world_size, plan.vocabulary.special_tokens[PAD])
-    loop.run(feed.batches(loop.step), feed.held_out(max(1, plan.batch_size // world_size)), report)
+def _resume(loop: Loop, checkpoints: Checkpoints, rank: int, world_size: int) -> None:
+    """Go on from the newest sound checkpoint: the one that the first worker finds."""
+    with ExitStack() as stack:
+        folder: Path | None = None
+        step = 0
+        if rank == 0 and (found := stack.enter_context(checkpoints.newest())) is not None:
+            folder, step = found[0], int(found[1]["step"])
+        if (step := agree(step, world_size)) > 0:
+            loop.load(folder or stack.enter_context(checkpoints.at(step)))
+
+
+def cell_names(corpus: Corpus, cells: Sequence[int]) -> list[str]:
+    """Return the names of cells, given their numbers in the corpus."""
+    names = []
+    for span in spans(corpus):
+        own = [cell - span.first for cell in cells if span.first <= cell < span.first + len(span)]
+        if own:
+            column = read_rows(span.uri, span.start, span.stop, [schema.CELL_ID])[schema.CELL_ID]
+            names += [str(column[i].as_py()) for i in own]
+    return names

@@ -1,0 +1,88 @@
+"""Options that pretraining and fine-tuning share."""
+
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from cellray.config import JobConfig
+
+Precision = Literal["auto", "float32", "bf16"]
+
+
+class OptimiserOptions(JobConfig):
+    """How the weights are changed."""
+
+    epochs: float = Field(3, gt=0, description="times each cell is seen [epochs]")
+    max_steps: int | None = Field(None, ge=1, description="stop after so many optimiser steps [steps]")
+    batch_size: int = Field(12, ge=1, description="cells of a step, over all workers [cells]")
+    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate")
+    schedule: Literal["linear", "cosine", "polynomial", "constant_with_warmup"] = Field(
+        "linear", description="learning rate after the warm-up: linear, cosine, polynomial or constant_with_warmup"
+    )
+    warmup_steps: int | None = Field(None, ge=0, description="steps of rising learning rate, before the ratio [steps]")
+    warmup_ratio: float = Field(0.1, ge=0, le=1, description="share of the steps with a rising learning rate")
+    weight_decay: float = Field(0.001, ge=0, description="AdamW weight decay, biases and LayerNorm spared")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
+    seed: int = Field(0, ge=0, description="of weights, split, masks and order")
+    precision: Precision = Field("auto", description="auto (bf16 on GPUs that have it), float32 or bf16")
+    validate_every: int = Field(1000, ge=1, description="steps between validations, each with a checkpoint [steps]")
+
+    def warmup(self, steps: int) -> int:
+        """Return the steps of rising learning rate of a training of so many steps."""
+        return self.warmup_steps if self.warmup_steps is not None else int(self.warmup_ratio * steps)
+
+
+class GroupOptions(JobConfig):
+    """Where training runs; none of these decides which cells a step is made of."""
+
+    num_workers: tuple[int, int] = Field(
+        (1, 1), description="training processes; MIN,MAX: as many as the cluster has room for, changing as it does"
+    )
+    use_gpu: bool = Field(False, description="train on GPUs, one a worker")
+    cpus_per_worker: float = Field(1, gt=0, description="CPUs each worker reserves [CPUs]")
+    threads: int | None = Field(
+        None, ge=1, description="torch threads of a worker on CPU, default: all cores for one, else its CPUs"
+    )
+    pass_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="most tokens of a forward pass, padding included; a step takes as many passes as it needs;"
+        " default: 2,048 on CPU, 65,536 on a GPU [tokens]",
+    )
+    sharding: Literal["none", "full"] = Field(
+        "none", description="none: each worker holds the whole model; full: its weights are cut among them (FSDP2)"
+    )
+    gradient_checkpointing: bool = Field(False, description="compute activations twice to hold fewer of them")
+    compile: bool = Field(False, description="compile the model with torch.compile")
+    max_failures: int = Field(2, ge=0, description="times lost workers are replaced before giving up")
+    keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints kept, beside the best one")
+    log_every: int = Field(20, ge=1, description="most steps between reports of the training loss [steps]")
+
+    @field_validator("num_workers", mode="before")
+    @classmethod
+    def _one_number(cls, value: object) -> object:
+        """Take one number for both bounds."""
+        if isinstance(value, int | str) or (isinstance(value, list | tuple) and len(value) == 1):
+            only = value if isinstance(value, int | str) else value[0]
+            return (only, only)
+        return value
+
+    @model_validator(mode="after")
+    def _check_workers(self) -> "GroupOptions":
+        low, high = self.num_workers
+        if not 1 <= low <= high:
+            raise ValueError(f"--num-workers {low},{high}: at least 1, and not more at least than at most")
+        return self
+
+
+GROUP_FIELDS = frozenset(GroupOptions.model_fields)
+"""Options that are no part of what was asked for: a run may go on with others."""
+
+
+class TrackingOptions(JobConfig):
+    """Where the run is recorded."""
+
+    tracking_uri: str | None = Field(
+        None, description="MLflow tracking URI, or none; default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db"
+    )
+    experiment: str = Field("cellray", description="MLflow experiment")

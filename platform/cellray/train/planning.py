@@ -1,0 +1,32 @@
+"""From options to the numbers of a training: steps, warm-up, and what decides them."""
+
+import math
+
+from cellray.train.loop import LoopConfig
+from cellray.train.options import GroupOptions, OptimiserOptions
+from cellray.train.order import TrainingOrder
+
+
+def loop_config(options: OptimiserOptions, group: GroupOptions, steps: int) -> LoopConfig:
+    """Return the loop's numbers for a training of so many steps."""
+    return LoopConfig(
+        steps=steps,
+        schedule=options.schedule,
+        warmup_steps=options.warmup(steps),
+        max_grad_norm=options.max_grad_norm,
+        validate_every=options.validate_every,
+        log_every=min(group.log_every, max(1, steps // 10)),
+        seed=options.seed,
+    )
+
+
+def count_steps(order: TrainingOrder, options: OptimiserOptions) -> int:
+    """Return the steps to train: those of all epochs, or as many of them as are asked for."""
+    whole, part = divmod(options.epochs, 1)
+    steps = 0
+    for epoch in range(int(whole)):
+        steps += order.steps(epoch)
+        if options.max_steps is not None and steps >= options.max_steps:  # however many epochs are still to come
+            return options.max_steps
+    steps += math.ceil(part * order.steps(int(whole)))
+    return min(steps, options.max_steps or steps)
