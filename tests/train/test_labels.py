@@ -82,7 +82,11 @@ def test_classes_left_out_are_counted(corpus: Corpus) -> None:
         ({"name": "rare"}, 3, r"at least 3 cells; found 'r \(2\)'. Leave them out with min_cells = 3"),
         ({"name": "kind", "kind": "regression"}, 1, "needs a numeric column; found text values"),
         ({"name": "none", "kind": "regression"}, 1, "needs a numeric column"),
-        ({"name": "kind", "leave_out": ("z",)}, 1, "leave_out must name classes that are there; found 'z'; .* 'a', 'b'"),
+        (
+            {"name": "kind", "leave_out": ("z",)},
+            1,
+            "leave_out must name classes that are there; found 'z'; .* 'a', 'b'",
+        ),
         ({"name": "kind", "classes": ("a", "b")}, 1, "must name every class that is not left out; found 'c'"),
         ({"name": "kind", "classes": ("a", "b", "c", "d")}, 1, "classes must name classes that are there; found 'd'"),
     ],

@@ -335,7 +335,11 @@ def _torn_groups(group_n: NDArray[np.integer], part_n: NDArray[np.int8]) -> list
 
 def _check(config: SplitConfig, folds: Folds, subject: str) -> None:
     """Check that no part is empty, that there is something to tell apart, and that the test is fair if so asked."""
-    wanted = {TRAIN: True, VALIDATION: config.validation_fraction > 0, TEST: config.folds > 1 or config.test_fraction > 0}
+    wanted = {
+        TRAIN: True,
+        VALIDATION: config.validation_fraction > 0,
+        TEST: config.folds > 1 or config.test_fraction > 0,
+    }
     for fold in range(len(folds)):
         empty = [PARTS[part] for part, needed in wanted.items() if needed and not len(folds.rows(fold, part))]
         if empty:

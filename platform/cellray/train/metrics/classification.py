@@ -155,7 +155,7 @@ def _confusion(code_n: NDArray[np.int64], given_n: NDArray[np.int64], c: int) ->
 
 
 def _per_class(code_n: NDArray[np.int64], given_n: NDArray[np.int64], c: int) -> dict[str, NDArray[np.float64]]:
-    """Return precision, recall and F1 of each class; NaN for those without cells, precision also where none is given."""
+    """Return precision, recall and F1 of each class; NaN without cells, precision also where none was given."""
     if not len(code_n):
         return {name: np.full(c, np.nan) for name in ("precision", "recall", "f1")}
     from sklearn.metrics import precision_recall_fscore_support
