@@ -10,7 +10,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#0
 DASHES = ("-", "--", "-.", ":")
 GREY = "#b0b0b0"
 _LONGEST_NAME = 32
-_STYLE = {
+_STYLE: Any = {
     "backend": "agg",
     "axes.spines.top": False,
     "axes.spines.right": False,

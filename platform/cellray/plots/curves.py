@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cellray.plots.canvas import COLOURS, DASHES, GREY, canvas, short
+from cellray.plots.canvas import COLOURS, DASHES, GREY, canvas, few_digits, short
 
 _MOST_COLOURED = 12
 """Up to so many classes each has a colour; of more the worst ones have, and the others are grey."""
 _WORST = 6
+_WIDE = 50  # a range wider than this is drawn on a logarithmic axis
+_Z = 1.96
 
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
 
@@ -122,26 +124,41 @@ def calibration_png(
     error
         Expected calibration error, written into the headline.
     """
+    from matplotlib.ticker import FuncFormatter
+
     bins, total = len(count_b), int(count_b.sum())
     filled = count_b > 0
     with canvas(path, 5.0, 5.8) as figure:
         above, below = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
         above.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1, label="perfect")
-        spread = np.sqrt(accuracy_b * (1 - accuracy_b) / np.maximum(count_b, 1))
         above.errorbar(
             confidence_b[filled],
             accuracy_b[filled],
-            yerr=spread[filled],
+            yerr=_wilson(accuracy_b[filled], count_b[filled]),
             color=COLOURS[0],
             marker="o",
             markersize=4,
             capsize=2,
-            linewidth=1.4,
-            label="this model (± standard error)",
+            linewidth=1.2,
+            clip_on=False,
+            label="this model, 95 % interval",
         )
         above.set(xlim=(0, 1), ylim=(0, 1.03), ylabel="share that was right")
-        above.legend(loc="upper left")
+        above.legend(loc="upper left", bbox_to_anchor=(0.0, 0.97))
         below.bar((np.arange(bins) + 0.5) / bins, count_b, width=0.94 / bins, color=COLOURS[0])
         below.set(xlabel="probability of the predicted class", ylabel="cells")
+        if count_b.max(initial=0) > _WIDE * count_b[filled].min(initial=total):
+            below.set_yscale("symlog")
+        below.yaxis.set_major_formatter(FuncFormatter(lambda value, _: few_digits(value)))
         headline = f"{title}: calibration"
         figure.suptitle(f"{headline}\nn = {total:,}, expected calibration error {error:.3f}", fontsize="medium")
+
+
+def _wilson(share_b: NDArray[np.float64], n_b: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return how far the 95 % interval of a share reaches down and up (Wilson 1927). Shape (2, bins).
+
+    Unlike the standard error it does not vanish where all or none of a few cells were right.
+    """
+    centre = (share_b + _Z**2 / (2 * n_b)) / (1 + _Z**2 / n_b)
+    half = _Z / (1 + _Z**2 / n_b) * np.sqrt(share_b * (1 - share_b) / n_b + _Z**2 / (4 * n_b**2))
+    return np.clip(np.stack([share_b - (centre - half), centre + half - share_b]), 0, None)

@@ -171,7 +171,7 @@ def _per_class(classifying: Mapping[str, HeadResult]) -> pd.DataFrame:
 
 def _confusion(classifying: Mapping[str, HeadResult]) -> pd.DataFrame:
     """Return a row for each head, true class and given class that occur, over all folds."""
-    rows = []
+    rows: list[tuple[str, str, str, int]] = []
     for name, result in classifying.items():
         assert isinstance(result.pooled, ClassificationMetrics)
         counts, classes = result.pooled.confusion_cc, result.pooled.classes
@@ -200,6 +200,9 @@ def _draw(folder: Path, result: HeadResult, folds: Folds, title: str) -> list[Pa
     )
     if result.name in folds.classes:
         counts = {name: folds.counts(0, part, result.name) for part, name in enumerate(PARTS)}
+        counts = {name: n for name, n in counts.items() if n.any()}
         paths.append(folder / f"{stem}_support.png")
-        plots.support_png(counts, classes, paths[-1], title if len(folds) == 1 else f"{title}, first of {len(folds)}")
+        plots.support_png(
+            counts, classes, paths[-1], title if len(folds) == 1 else f"{title}, first of {len(folds)} folds"
+        )
     return paths

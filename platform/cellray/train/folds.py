@@ -350,7 +350,7 @@ def _check(config: SplitConfig, folds: Folds, subject: str) -> None:
             trained = int((folds.counts(fold, TRAIN, head) > 0).sum())
             if trained < 2:
                 found = f"{trained} of head {head!r} in fold {fold}"
-                fix = "Use a stratified kind, or other groups."
+                fix = "Use a stratified kind, another seed, or fewer parts: fewer folds, validation_fraction = 0."
                 raise InputError(subject, "the training part must hold at least two classes", found, fix)
     unseen = folds.unseen()
     if config.refuse_unseen and len(unseen):

@@ -5,7 +5,8 @@ They see one stratum and one group a row, and know nothing of labels, files or h
 
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from cellray.errors import InputError
 
 Kind = Literal["random", "stratified", "grouped", "stratified_grouped"]
 Rows = NDArray[np.int64]
+ResultT = TypeVar("ResultT")
 
 
 def one_split(kind: Kind, stratum_n: Rows, group_n: Rows, fraction: float, seed: int, subject: str) -> Rows:
@@ -38,15 +40,16 @@ def one_split(kind: Kind, stratum_n: Rows, group_n: Rows, fraction: float, seed:
     InputError
         The rows or groups are too few for two parts.
     """
-    return _guarded(lambda: _ONCE[kind](stratum_n, group_n, fraction, seed), kind, subject)
+    cut = partial(_ONCE[kind], stratum_n, group_n, fraction, seed)
+    return _guarded(cut, kind, subject)
 
 
 def k_splits(kind: Kind, stratum_n: Rows, group_n: Rows, k: int, seed: int, subject: str) -> list[Rows]:
     """Return the rows of each of k parts; every row is in one of them. Parameters and errors as in `one_split`."""
-    return _guarded(lambda: _parts(_K_FOLD[kind](k, seed), stratum_n, group_n), kind, subject)
+    return _guarded(partial(_parts, _K_FOLD[kind](k, seed), stratum_n, group_n), kind, subject)
 
 
-def _guarded(cut: Callable[[], Any], kind: Kind, subject: str) -> Any:  # noqa: ANN401  # what `cut` returns
+def _guarded(cut: Callable[[], ResultT], kind: Kind, subject: str) -> ResultT:
     try:
         with warnings.catch_warnings():  # of classes rarer than parts: `Folds.describe` shows where they went
             warnings.filterwarnings("ignore", "The least populated class", UserWarning)
