@@ -105,7 +105,7 @@ def map_columns(names: Sequence[str], ids_from: str, vocabulary: GeneVocabulary,
     told = Counter[str]()
     for column, name in enumerate(names):
         plain = name in vocabulary.medians and name not in vocabulary.retired_ids  # most are: no need to look closer
-        gene, how = (name, "") if plain else _known_name(name, vocabulary)
+        gene, how = (name, "") if plain else known_name(name, vocabulary)
         if gene in vocabulary.medians:
             token_g[column] = vocabulary.genes[gene]
             told[how] += 1
@@ -131,7 +131,7 @@ def map_columns(names: Sequence[str], ids_from: str, vocabulary: GeneVocabulary,
     return ColumnMapping(ColumnGenes(token_g, vocabulary.median_of_token[token_g]), known < len(found), report)
 
 
-def _known_name(name: str, vocabulary: GeneVocabulary) -> tuple[str, str]:
+def known_name(name: str, vocabulary: GeneVocabulary) -> tuple[str, str]:
     """Return the vocabulary's name of a gene, or the name itself, and the counter of `GeneReport` it falls under."""
     gene = normalise_gene_id(name)
     how = "versioned" if len(gene) < len(name.strip()) else ""

@@ -1,0 +1,93 @@
+"""The report of a fine-tuning: its files say what the predictions say. The baseline learns real cells."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cellray.train.evaluation import flat_metrics, head_result, write_report
+from cellray.train.folds import TEST, SplitConfig, split_cells
+from cellray.train.tasks.labels import ClassLabels, ValueLabels
+from tests.benchmarks.classification import baseline, log_normalised
+
+
+@pytest.fixture
+def labels() -> dict[str, ClassLabels | ValueLabels]:
+    rng = np.random.default_rng(0)
+    codes = rng.choice(3, 90, p=[0.5, 0.3, 0.2]).astype(np.int32)
+    codes[:6] = -1
+    ages = rng.normal(50, 10, 90)
+    ages[80:] = np.nan
+    return {"cell type": ClassLabels("cell type", codes, ("a", "b", "c"), 6), "age": ValueLabels("age", ages, 10)}
+
+
+def test_the_report_says_what_the_predictions_say(labels: dict[str, ClassLabels | ValueLabels], tmp_path: Path) -> None:
+    """Perfect in the first fold; class a for every cell in the second."""
+    folds = split_cells(SplitConfig(folds=2), labels)
+    codes, ages = labels["cell type"].code_n, labels["age"].value_n
+    tests = [folds.rows(k, TEST) for k in range(2)]
+    perfect = np.eye(3)[np.maximum(codes[tests[0]], 0)]
+    kinds = head_result("cell type", [perfect, np.eye(3)[[0] * len(tests[1])]], [codes[t] for t in tests], "abc")
+    numbers = head_result("age", [ages[t, None] + 1 for t in tests], [ages[t] for t in tests])
+    numbers.output_nc[:] = np.nan_to_num(numbers.output_nc)
+    written = write_report(tmp_path / "report", [kinds, numbers], folds, "Test", {"missing": {"cell type": 6}})
+    pictures = {f"cell_type_{kind}.png" for kind in ("confusion", "roc", "precision_recall", "calibration", "support")}
+    assert {path.name for path in written} == pictures | {"metrics.json", "per_class.csv", "confusion.csv", "folds.csv"}
+    assert all(path.is_file() for path in written)
+
+    found = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    share = (codes[tests[1]] == 0).sum() / (codes[tests[1]] >= 0).sum()
+    assert found["heads"]["cell type"]["mean"]["accuracy"] == pytest.approx((1 + share) / 2)
+    assert found["heads"]["age"]["mean"]["mae"] == pytest.approx(1)
+    assert found["missing"] == {"cell type": 6}
+
+    table = pd.read_csv(tmp_path / "report" / "per_class.csv").set_index(["fold", "class"])
+    assert table.loc[("0", "b"), "f1"] == 1
+    assert table.loc[("1", "b"), "recall"] == 0
+    assert np.isnan(table.loc[("1", "b"), "precision"])
+    confusion = pd.read_csv(tmp_path / "report" / "confusion.csv")
+    assert confusion["cells"].sum() == 84
+    assert set(confusion.query("true == 'b'")["predicted"]) == {"a", "b"}
+    assert pd.read_csv(tmp_path / "report" / "folds.csv")["cells"].sum() == 2 * 90
+
+    flat = flat_metrics([kinds, numbers])
+    assert flat["cell type/accuracy"] == pytest.approx((1 + share) / 2)
+    assert flat["age/mae_std"] == pytest.approx(0, abs=1e-9)
+    assert all(np.isfinite(value) for value in flat.values())
+
+
+def test_classes_never_trained_on_stand_in_the_report(tmp_path: Path) -> None:
+    codes = np.array([0, 1] * 30 + [2] * 6, np.int32)
+    labels = {"kind": ClassLabels("kind", codes, ("a", "b", "c"), 0)}
+    from cellray.train.tasks.labels import CodedColumn
+
+    donors = CodedColumn("donor", np.array([*np.repeat([0, 1, 2], 20), *[3] * 6], np.int32), tuple("wxyz"))
+    folds = split_cells(SplitConfig(kind="grouped", group="donor", folds=4, validation_fraction=0), labels, donors)
+    tests = [folds.rows(k, TEST) for k in range(4)]
+    result = head_result("kind", [np.full((len(t), 3), 1 / 3) for t in tests], [codes[t] for t in tests], "abc")
+    write_report(tmp_path, [result], folds, "Test")
+    found = json.loads((tmp_path / "metrics.json").read_text())["tested_but_not_trained_on"]
+    assert [(row["head"], row["class"], row["cells"]) for row in found] == [("kind", "c", 6)]
+
+
+def test_log_normalisation_is_that_of_scanpy() -> None:
+    import scanpy as sc
+    from anndata import AnnData
+
+    from tests.conftest import random_counts
+
+    x_ng = random_counts(20, 30)
+    adata = AnnData(x_ng.copy())
+    sc.pp.normalize_total(adata, target_sum=1e4)
+    sc.pp.log1p(adata)
+    np.testing.assert_allclose(log_normalised(x_ng).toarray(), adata.X.toarray(), rtol=1e-5)
+
+
+def test_the_baseline_knows_stimulated_cells(shared: Path) -> None:
+    """Interferon beta changes hundreds of genes: logistic regression hardly errs."""
+    result, folds = baseline(shared / "data" / "kang_ifnb.h5ad", "condition", SplitConfig(folds=2))
+    assert result.pooled.n == 832
+    assert result.pooled.values["accuracy"] > 0.97
+    assert folds.describe()["cells"].sum() == 2 * 832
