@@ -41,6 +41,7 @@ def run(name: str, config_class: type[JobConfig], main: Callable[..., str], *arg
         "inspect_corpus",
         "pretrain",
         "embed_cells",
+        "predict",
         "demo",
     ],
 )

@@ -8,18 +8,15 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from cellray import schema, storage
-from cellray.config import JobConfig
 from cellray.data.collate import TokenRows, token_budget_batches
-from cellray.data.corpora.corpus import Corpus
 from cellray.data.parts import PartWriter, Unit
 from cellray.data.publishing import finished, publish_manifest
-from cellray.data.session import default_threads, ensure_ray, plain_errors
-from cellray.data.units import ActorPool, require_records, run_units_on_actors
-from cellray.errors import InputError
-from cellray.model.checkpoint import ModelDirectory
+from cellray.data.session import ensure_ray, plain_errors
+from cellray.data.units import require_records, run_units_on_actors
+from cellray.infer.replicas import Replica, ReplicaConfig, open_pair
 from cellray.model.encoder import CellEncoder, check_layer, load_encoder
 from cellray.model.pooling import CELL_POOLINGS, Pooling, check_pooling, is_gene_token
 from cellray.schema import EmbeddingManifest
@@ -28,15 +25,11 @@ logger = logging.getLogger(__name__)
 
 PER_GENE = "gene"
 _CELLS_PER_GENE_TABLE = 32  # bounds memory: each cell gives thousands of vectors
-TOKEN_BUDGET = {"cpu": 2048, "gpu": 65536}
-"""Default budgets: a CPU is fastest while a batch's activations stay in its caches, a GPU when it is full."""
 
 
-class EmbedConfig(JobConfig):
+class EmbedConfig(ReplicaConfig):
     """Embed every cell of a token corpus."""
 
-    corpus: str = Field(description="token corpus, from jobs.tokenize_corpus")
-    model: str = Field(description="model directory: from jobs.pretrain, or an official Geneformer one")
     output: str = Field(description="directory or s3:// URI of the embeddings (parquet)")
     layer: int = Field(-1, description="hidden state: 0 = last, -1 = second to last, ...")
     pooling: Pooling = Field(
@@ -45,37 +38,9 @@ class EmbedConfig(JobConfig):
     h5ad: str | None = Field(None, description="also write an .h5ad here: obs of the sources, obsm['X_cellray']")
     umap: str | None = Field(None, description="also draw the UMAP to this .png, coloured by --label")
     label: str | None = Field(None, description="obs column that colours the UMAP; must be in the corpus")
-    token_budget: int | None = Field(
-        None,
-        ge=1,
-        description="tokens computed at once with padding, default: 2,048 on CPU, 65,536 on GPU [tokens]",
-    )
-    cells_per_part: int = Field(2048, ge=1, description="most cells of a parquet part [cells]")
-    actors: tuple[int, int] = Field((1, 1), description="least and most model replicas, as 1,8")
-    cpus_per_actor: float = Field(1, gt=0, description="CPUs each replica reserves [CPUs]")
-    threads: int | None = Field(
-        None,
-        ge=1,
-        description="torch threads of a replica on CPU, default: all cores for one replica, else cpus-per-actor",
-    )
-    gpus_per_actor: float = Field(
-        0, ge=0, description="GPUs each replica reserves; above 0 the model runs on CUDA [GPUs]"
-    )
-
-    @field_validator("actors", mode="before")
-    @classmethod
-    def _one_number(cls, value: object) -> object:
-        """Take one number for both bounds."""
-        if isinstance(value, int | str) or (isinstance(value, list | tuple) and len(value) == 1):
-            only = value if isinstance(value, int | str) else value[0]
-            return (only, only)
-        return value
 
     @model_validator(mode="after")
     def _sensible(self) -> "EmbedConfig":
-        low, high = self.actors
-        if not 1 <= low <= high:
-            raise ValueError(f"--actors {low},{high}: at least 1, and not more at least than at most")
         if self.pooling == PER_GENE and (self.h5ad or self.umap):
             raise ValueError("--h5ad and --umap need one embedding a cell: --pooling cell or cls")
         if (self.umap is None) != (self.label is None):
@@ -126,29 +91,19 @@ def embed_rows(
 class EmbedOptions:
     """What a replica needs; small, since it travels to each of them."""
 
-    corpus: str
-    model: str
-    model_digest: str
+    replica: Replica
     layer: int
     pooling: str
-    token_budget: int
     obs_columns: tuple[str, ...]
-    threads: int
-    gpu: bool
 
 
 class EmbedWorker:
     """Holds a model and embeds one row range after the other."""
 
     def __init__(self, options: EmbedOptions) -> None:
-        torch.set_num_threads(options.threads)
         self._options = options
-        model = ModelDirectory.open(options.model)
-        if model.digest != options.model_digest:
-            raise InputError(options.model, "a model may not change while it is used", "other weights", "Run again.")
-        device = _accelerator() if options.gpu else torch.device("cpu")
+        self._corpus, model, device = options.replica.open()
         self._encoder = load_encoder(model, options.layer, device)
-        self._corpus = Corpus.open(options.corpus)
         self._gene_v = is_gene_token(self._corpus.vocabulary, device)
         self._gene_names = self._corpus.vocabulary.gene_of_token
 
@@ -165,7 +120,7 @@ class EmbedWorker:
         for start in range(0, table.num_rows, step):
             cells = table.slice(start, step)
             rows = TokenRows.from_arrow(cells[schema.INPUT_IDS])
-            embeddings = embed_rows(self._encoder, rows, options.pooling, self._gene_v, options.token_budget)
+            embeddings = embed_rows(self._encoder, rows, options.pooling, self._gene_v, options.replica.token_budget)
             part.counts["tokens"] += len(rows.input_ids)
             part.write(
                 self._gene_table(cells, rows, embeddings) if per_gene else self._table(cells, np.stack(embeddings))
@@ -185,20 +140,6 @@ class EmbedWorker:
         return pa.table([*names, vectors, *(cells[c] for c in self._options.obs_columns)], schema=self._schema)
 
 
-def _accelerator() -> torch.device:
-    """Return the device a replica that reserves a GPU computes on.
-
-    Raises
-    ------
-    InputError
-        The worker sees none.
-    """
-    device = torch.accelerator.current_accelerator()
-    if device is None:
-        raise InputError("--gpus-per-actor", "needs a GPU that torch can use", "none on the worker", "Set it to 0.")
-    return device
-
-
 @plain_errors()
 def embed_cells(config: EmbedConfig) -> EmbeddingManifest:
     """Embed a corpus and publish the embeddings with their manifest.
@@ -210,35 +151,22 @@ def embed_cells(config: EmbedConfig) -> EmbeddingManifest:
     InputError
         Corpus or model are unfinished or do not fit together, or the output holds something else.
     """
-    corpus = Corpus.open(config.corpus)
-    model = ModelDirectory.open(config.model)
+    corpus, model = open_pair(config)
     check_pooling(config.pooling, corpus.vocabulary)
-    model.require_vocabulary(corpus.vocabulary, f"corpus {corpus.uri}", corpus.manifest.encoding.input_size)
     check_layer(model, config.layer)
     if config.label is not None:
         corpus.require_column(config.label, "--label")
     output = storage.absolute(config.output)
-    budget = config.token_budget or TOKEN_BUDGET["gpu" if config.gpus_per_actor else "cpu"]
-    parameters = {"model": model.digest, "layer": config.layer, "pooling": config.pooling, "budget": budget}
+    parameters = {"model": model.digest, "layer": config.layer, "pooling": config.pooling, "budget": config.budget}
     units = corpus.plan_units(config.cells_per_part, **parameters)
     request = schema.request_digest(artefact="embeddings", units=[unit.key for unit in units])
     if done := finished(output, request, EmbeddingManifest):
         return done
     load_encoder(model, config.layer)  # weights that do not fit fail before actors start
     ensure_ray()
-    options = EmbedOptions(
-        corpus=corpus.uri,
-        model=model.uri,
-        model_digest=model.digest,
-        layer=config.layer,
-        pooling=config.pooling,
-        token_budget=budget,
-        obs_columns=tuple(corpus.manifest.obs_kinds),
-        threads=config.threads or default_threads(config.actors[1], config.cpus_per_actor),
-        gpu=config.gpus_per_actor > 0,
-    )
-    pool = ActorPool(*config.actors, num_cpus=config.cpus_per_actor, num_gpus=config.gpus_per_actor)
-    parts = require_records(run_units_on_actors("embed", output, units, lambda: EmbedWorker(options), pool))
+    replica, obs_columns = config.replica(corpus, model), tuple(corpus.manifest.obs_kinds)
+    options = EmbedOptions(replica, config.layer, config.pooling, obs_columns)
+    parts = require_records(run_units_on_actors("embed", output, units, lambda: EmbedWorker(options), config.pool))
     manifest = EmbeddingManifest(
         request=request,
         parts=parts,

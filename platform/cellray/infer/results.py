@@ -20,6 +20,8 @@ from cellray.schema import EmbeddingManifest, SourceRecord
 
 OBSM_KEY = "X_cellray"
 EMBEDDED = "cellray_embedded"
+MARKS = {"embeddings": EMBEDDED, "predictions": "cellray_predicted"}
+"""The obs column that tells, in an .h5ad of ours, which cells of the sources have an embedding or a prediction."""
 SOURCE = "cellray_source"
 
 
@@ -74,8 +76,15 @@ class Embeddings:
             )
 
 
-def check_h5ad_target(uri: str, corpus_uri: str) -> None:
+def check_h5ad_target(uri: str, corpus_uri: str, made: str = "embeddings") -> None:
     """Check, before the work, that an .h5ad can be written: over nothing but an earlier one, from unchanged sources.
+
+    Parameters
+    ----------
+    uri, corpus_uri
+        The file and the corpus whose cells it will hold.
+    made
+        What it will hold of them, from `MARKS`.
 
     Raises
     ------
@@ -88,13 +97,13 @@ def check_h5ad_target(uri: str, corpus_uri: str) -> None:
     if storage.exists(uri):
         try:
             file, close = open_hdf5(uri)
-            ours = f"obs/{EMBEDDED}" in file
+            ours = f"obs/{MARKS[made]}" in file
             close()
         except InputError:
             ours = False
         if not ours:
             fix = "Choose another --h5ad."
-            raise InputError(uri, "--h5ad may replace only embeddings written before", "another file", fix)
+            raise InputError(uri, f"--h5ad may replace only {made} written before", "another file", fix)
 
 
 def write_h5ad(embeddings: Embeddings, uri: str) -> tuple[int, int]:
@@ -122,10 +131,7 @@ def write_h5ad(embeddings: Embeddings, uri: str) -> tuple[int, int]:
         table = read_rows(part.uri_in(embeddings.uri), 0, part.rows)
         source = corpus.manifest.parts[part.source].source
         vectors[source][table[schema.SOURCE_ROW].to_numpy()] = embeddings.matrix(table)
-    obs = _plain(pd.concat([_obs(source) for source in corpus.manifest.sources]))
-    if len(vectors) > 1:
-        names = [source.uri for source in corpus.manifest.sources]
-        obs[SOURCE] = pd.Categorical(np.repeat(names, [len(v) for v in vectors]), categories=list(dict.fromkeys(names)))
+    obs = sources_obs(corpus)
     obsm = np.concatenate(vectors)
     obs[EMBEDDED] = ~np.isnan(obsm[:, 0])
     adata = AnnData(obs=obs, obsm={OBSM_KEY: obsm})
@@ -134,6 +140,23 @@ def write_h5ad(embeddings: Embeddings, uri: str) -> tuple[int, int]:
     with storage.atomic_file(storage.absolute(uri)) as temporary:
         adata.write_h5ad(temporary, compression="gzip")
     return len(obs), int(obs[EMBEDDED].sum())
+
+
+def sources_obs(corpus: Corpus) -> pd.DataFrame:
+    """Return the obs tables of all sources in a row, with `cellray_source` if there are several.
+
+    Raises
+    ------
+    InputError
+        A source has changed.
+    """
+    sources = corpus.manifest.sources
+    obs = _plain(pd.concat([_obs(source) for source in sources]))
+    if len(sources) > 1:
+        names = [source.uri for source in sources]
+        cells = [source.cells for source in sources]
+        obs[SOURCE] = pd.Categorical(np.repeat(names, cells), categories=list(dict.fromkeys(names)))
+    return obs
 
 
 def _obs(record: SourceRecord) -> pd.DataFrame:

@@ -6,7 +6,7 @@ An official Geneformer directory has neither of the two and loads all the same; 
 import json
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from transformers.utils import logging as hf_logging
 
 from cellray import schema, storage
 from cellray.errors import InputError
+from cellray.model.heads import HeadSpec
 from cellray.vocabulary import PAD, GeneVocabulary, check_match
 
 CONFIG, WEIGHTS, PROVENANCE = "config.json", "model.safetensors", "provenance.json"
@@ -92,6 +93,21 @@ class ModelDirectory:
         """Token id of padding."""
         return self.vocabulary.special_tokens[PAD] if self.vocabulary else int(self.config.pad_token_id or 0)
 
+    @property
+    def heads(self) -> tuple[HeadSpec, ...]:
+        """What a fine-tuned model of ours tells, in the order of its provenance; empty for any other.
+
+        Raises
+        ------
+        InputError
+            The provenance describes heads in another way.
+        """
+        uri, described = storage.join(self.uri, PROVENANCE), self.provenance.get("heads", [])
+        if not isinstance(described, list):
+            found = type(described).__name__
+            raise InputError(uri, "heads must be a list", found, "Restore the model directory.")
+        return tuple(HeadSpec.from_json(value, uri) for value in described)
+
     def files(self) -> AbstractContextManager[Path]:
         """Yield a local directory with the model's files."""
         return storage.local_directory(self.uri)
@@ -164,10 +180,24 @@ def _read_object(uri: str) -> dict[str, Any]:
 
 def save_model(model: PreTrainedModel, vocabulary: GeneVocabulary, provenance: dict[str, Any], uri: str) -> str:
     """Write a model directory; it appears whole or not at all. Returns the SHA-256 of its weights."""
-    with tempfile.TemporaryDirectory(prefix="cellray-") as folder:
-        local = Path(folder)
+
+    def write(local: Path) -> None:
         with quiet_transformers():
             model.save_pretrained(local)
+
+    return publish_model(write, vocabulary, provenance, uri)
+
+
+def publish_model(
+    write: Callable[[Path], None], vocabulary: GeneVocabulary, provenance: dict[str, Any], uri: str
+) -> str:
+    """Publish configuration and weights, which `write` puts into a local directory, with vocabulary and provenance.
+
+    The directory appears whole or not at all. Returns the SHA-256 of its weights.
+    """
+    with tempfile.TemporaryDirectory(prefix="cellray-") as folder:
+        local = Path(folder)
+        write(local)
         (local / schema.VOCABULARY).write_bytes(vocabulary.to_json())
         digest = storage.sha256_file(str(local / WEIGHTS))
         record = {**provenance, "vocabulary_digest": vocabulary.digest, "weights_sha256": digest}

@@ -4,6 +4,7 @@ The layers above the wanted one are not built, and neither is the vocabulary hea
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -53,10 +54,44 @@ class CellEncoder(nn.Module):
         Tensor
             Cells x tokens x hidden; rows of padding are meaningless.
         """
-        present_nl = input_ids_nl != self.pad_id
-        mask_nl = None if bool(present_nl.all()) else present_nl
-        hidden_nld: Tensor = self.bert(input_ids=input_ids_nl, attention_mask=mask_nl).last_hidden_state
-        return hidden_nld
+        return hidden_states(self.bert, input_ids_nl, self.pad_id)
+
+
+def hidden_states(bert: BertModel, input_ids_nl: Tensor, pad_id: int) -> Tensor:
+    """Return the last hidden states of padded token rows; see `CellEncoder.forward`."""
+    present_nl = input_ids_nl != pad_id
+    mask_nl = None if bool(present_nl.all()) else present_nl
+    hidden_nld: Tensor = bert(input_ids=input_ids_nl, attention_mask=mask_nl).last_hidden_state
+    return hidden_nld
+
+
+def first_hidden_states(bert: BertModel, input_ids_nl: Tensor, pad_id: int) -> Tensor:
+    """Return the last hidden state of each row's first token, `<cls>`. Shape (cells, hidden).
+
+    Equal to `hidden_states(...)[:, 0]`; but the last layer, whose other rows nobody reads, computes keys and values
+    for them and nothing else.
+    """
+    present_nl = input_ids_nl != pad_id
+    mask = None if bool(present_nl.all()) else present_nl[:, None, None, :]  # over heads and queries
+    hidden_nld = bert.embeddings(input_ids=input_ids_nl)
+    last: Any = bert.encoder.layer[-1]
+    for layer in bert.encoder.layer[:-1]:
+        hidden_nld = layer(hidden_nld, mask)
+    attention, own = last.attention.self, hidden_nld[:, :1]
+
+    def split(linear: nn.Module, states_nld: Tensor) -> Tensor:
+        split_nlhd = linear(states_nld).unflatten(-1, (attention.num_attention_heads, attention.attention_head_size))
+        return split_nlhd.transpose(1, 2)  # type: ignore[no-any-return]
+
+    context_nhld = nn.functional.scaled_dot_product_attention(
+        split(attention.query, own),
+        split(attention.key, hidden_nld),
+        split(attention.value, hidden_nld),
+        attn_mask=mask,
+        dropout_p=attention.dropout.p if bert.training else 0.0,
+    )
+    attended_nld = last.attention.output(context_nhld.transpose(1, 2).flatten(2), own)
+    return last.feed_forward_chunk(attended_nld)[:, 0]  # type: ignore[no-any-return]
 
 
 def check_layer(model: ModelDirectory, emb_layer: int) -> int:
@@ -92,12 +127,18 @@ def load_encoder(model: ModelDirectory, emb_layer: int, device: torch.device | s
     InputError
         The model has no such layer, or weights are missing.
     """
+    with model.files() as directory:
+        bert = load_layers(model, emb_layer, directory)
+    return CellEncoder(bert, model.pad_id).to(device).eval()
+
+
+def load_layers(model: ModelDirectory, emb_layer: int, directory: Path) -> BertModel:
+    """Load the layers up to a hidden state from `model.files()`; see `load_encoder`."""
     layers = check_layer(model, emb_layer)
     config = BertConfig.from_dict(model.config.to_dict() | {"num_hidden_layers": layers, "attn_implementation": "sdpa"})
     bert = BertModel(config, add_pooling_layer=False)
-    with model.files() as directory:
-        _fill(bert, directory / WEIGHTS, model.uri)
-    return CellEncoder(bert, model.pad_id).to(device).eval()
+    _fill(bert, directory / WEIGHTS, model.uri)
+    return bert
 
 
 def _fill(bert: BertModel, weights: Path, name: str) -> None:

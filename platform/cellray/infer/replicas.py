@@ -1,0 +1,133 @@
+"""What stages that run a model over a corpus share: options of the replicas, and what each replica opens.
+
+Knows the corpus, the model's directory and the device; what is computed it does not know.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from pydantic import Field, field_validator, model_validator
+
+from cellray.config import JobConfig
+from cellray.data.corpora.corpus import Corpus
+from cellray.data.session import default_threads
+from cellray.data.units import ActorPool
+from cellray.errors import InputError
+from cellray.model.checkpoint import ModelDirectory
+
+TOKEN_BUDGET = {"cpu": 2048, "gpu": 65536}
+"""Default budgets: a CPU is fastest while a batch's activations stay in its caches, a GPU when it is full."""
+
+
+class ReplicaConfig(JobConfig):
+    """Options of a job that runs a model over a corpus."""
+
+    corpus: str = Field(description="token corpus, from jobs.tokenize_corpus")
+    model: str = Field(description="model directory: from jobs.pretrain, or an official Geneformer one")
+    output: str = Field(description="directory or s3:// URI of the result (parquet)")
+    token_budget: int | None = Field(
+        None,
+        ge=1,
+        description="tokens computed at once with padding, default: 2,048 on CPU, 65,536 on GPU [tokens]",
+    )
+    cells_per_part: int = Field(2048, ge=1, description="most cells of a parquet part [cells]")
+    actors: tuple[int, int] = Field((1, 1), description="least and most model replicas, as 1,8")
+    cpus_per_actor: float = Field(1, gt=0, description="CPUs each replica reserves [CPUs]")
+    threads: int | None = Field(
+        None,
+        ge=1,
+        description="torch threads of a replica on CPU, default: all cores for one replica, else cpus-per-actor",
+    )
+    gpus_per_actor: float = Field(
+        0, ge=0, description="GPUs each replica reserves; above 0 the model runs on CUDA [GPUs]"
+    )
+
+    @field_validator("actors", mode="before")
+    @classmethod
+    def _one_number(cls, value: object) -> object:
+        """Take one number for both bounds."""
+        if isinstance(value, int | str) or (isinstance(value, list | tuple) and len(value) == 1):
+            only = value if isinstance(value, int | str) else value[0]
+            return (only, only)
+        return value
+
+    @model_validator(mode="after")
+    def _least_and_most(self) -> "ReplicaConfig":
+        low, high = self.actors
+        if not 1 <= low <= high:
+            raise ValueError(f"--actors {low},{high}: at least 1, and not more at least than at most")
+        return self
+
+    @property
+    def budget(self) -> int:
+        """Tokens computed at once."""
+        return self.token_budget or TOKEN_BUDGET["gpu" if self.gpus_per_actor else "cpu"]
+
+    @property
+    def pool(self) -> ActorPool:
+        """What the replicas take of the cluster."""
+        return ActorPool(*self.actors, num_cpus=self.cpus_per_actor, num_gpus=self.gpus_per_actor)
+
+    def replica(self, corpus: Corpus, model: ModelDirectory) -> "Replica":
+        """Return what each replica is told."""
+        return Replica(
+            corpus=corpus.uri,
+            model=model.uri,
+            model_digest=model.digest,
+            token_budget=self.budget,
+            threads=self.threads or default_threads(self.actors[1], self.cpus_per_actor),
+            gpu=self.gpus_per_actor > 0,
+        )
+
+
+@dataclass(frozen=True)
+class Replica:
+    """What every replica needs; small, since it travels to each of them."""
+
+    corpus: str
+    model: str
+    model_digest: str
+    token_budget: int
+    threads: int
+    gpu: bool
+
+    def open(self) -> tuple[Corpus, ModelDirectory, torch.device]:
+        """Open corpus and model on the machine of the replica.
+
+        Raises
+        ------
+        InputError
+            The model has other weights than when the job began, or there is no GPU.
+        """
+        torch.set_num_threads(self.threads)
+        model = ModelDirectory.open(self.model)
+        if model.digest != self.model_digest:
+            raise InputError(self.model, "a model may not change while it is used", "other weights", "Run again.")
+        return Corpus.open(self.corpus), model, _accelerator() if self.gpu else torch.device("cpu")
+
+
+def open_pair(config: ReplicaConfig) -> tuple[Corpus, ModelDirectory]:
+    """Open the corpus and the model of a job.
+
+    Raises
+    ------
+    InputError
+        One of them is unfinished, or they do not fit together.
+    """
+    corpus, model = Corpus.open(config.corpus), ModelDirectory.open(config.model)
+    model.require_vocabulary(corpus.vocabulary, f"corpus {corpus.uri}", corpus.manifest.encoding.input_size)
+    return corpus, model
+
+
+def _accelerator() -> torch.device:
+    """Return the device a replica that reserves a GPU computes on.
+
+    Raises
+    ------
+    InputError
+        The worker sees none.
+    """
+    device = torch.accelerator.current_accelerator()
+    if device is None:
+        raise InputError("--gpus-per-actor", "needs a GPU that torch can use", "none on the worker", "Set it to 0.")
+    return device
