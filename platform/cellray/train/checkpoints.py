@@ -17,7 +17,7 @@ from typing import Any
 
 from cellray import storage
 from cellray.errors import InputError
-from cellray.train.state import State
+from cellray.train.state import LOOP_STATE, State
 
 logger = logging.getLogger(__name__)
 
@@ -137,6 +137,22 @@ class Checkpoints:
                 fix = "Delete it and run again: training goes on from the one before."
                 raise InputError(self._at(step), "a checkpoint must hold what was written", fault, fix)
             yield folder
+
+    def best(self) -> int:
+        """Return the step of the best checkpoint, as the newest sound one tells; its own where none was judged.
+
+        Raises
+        ------
+        InputError
+            There is no sound checkpoint.
+        """
+        with self.newest() as found:
+            if found is None:
+                rule, fix = "a training must leave a checkpoint", "Run it again."
+                raise InputError(self.uri, rule, "none that is sound", fix)
+            folder, record = found
+            progress = json.loads((folder / LOOP_STATE).read_text())["progress"]
+            return int(progress["best_step"] or record["step"])
 
     def remove(self) -> None:
         """Remove all checkpoints."""

@@ -45,7 +45,7 @@ class Objective(Protocol):
     ----------
     module
         Holds all weights. Called with what `prepare` returned it gives the summed loss and the weight of the sum, two
-        scalars; the loop divides by the weight summed over all workers.
+        scalars, and maybe more; the loop divides by the weight summed over all workers.
     """
 
     module: nn.Module

@@ -199,7 +199,7 @@ class Loop:
         for number, batch in enumerate(passes, start=1):
             with gradients_shared(self._module, shared=number == len(passes)):
                 with self._autocast():
-                    total, weight = self._module(self._objective.prepare(batch, generator))
+                    total, weight, *_ = self._module(self._objective.prepare(batch, generator))
                 total.backward()
             here += torch.stack([total.detach().double(), weight.detach().double()])
         everywhere = here.clone()

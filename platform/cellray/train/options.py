@@ -25,7 +25,11 @@ class OptimiserOptions(JobConfig):
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
     seed: int = Field(0, ge=0, description="of weights, split, masks and order")
     precision: Precision = Field("auto", description="auto (bf16 on GPUs that have it), float32 or bf16")
-    validate_every: int = Field(1000, ge=1, description="steps between validations, each with a checkpoint [steps]")
+    validate_every: int | None = Field(
+        1000,
+        ge=1,
+        description="steps between validations, each with a checkpoint [steps]",
+    )
 
     def warmup(self, steps: int) -> int:
         """Return the steps of rising learning rate of a training of so many steps."""

@@ -6,17 +6,30 @@ from cellray.train.loop import LoopConfig
 from cellray.train.options import GroupOptions, OptimiserOptions
 from cellray.train.order import TrainingOrder
 
+LOWER_IS_BETTER = ("loss", "brier", "ece", "mae", "rmse")
+"""Endings of the names of metrics that are better when smaller."""
 
-def loop_config(options: OptimiserOptions, group: GroupOptions, steps: int) -> LoopConfig:
-    """Return the loop's numbers for a training of so many steps."""
+
+def loop_config(
+    options: OptimiserOptions,
+    group: GroupOptions,
+    steps: int,
+    epoch: int,
+    monitor: str = "validation_loss",
+    patience: int | None = None,
+) -> LoopConfig:
+    """Return the loop's numbers for a training of so many steps, given those of an epoch."""
     return LoopConfig(
         steps=steps,
         schedule=options.schedule,
         warmup_steps=options.warmup(steps),
         max_grad_norm=options.max_grad_norm,
-        validate_every=options.validate_every,
+        validate_every=options.validate_every or epoch,
         log_every=min(group.log_every, max(1, steps // 10)),
         seed=options.seed,
+        monitor=monitor,
+        higher_is_better=not monitor.endswith(LOWER_IS_BETTER),
+        patience=patience,
     )
 
 

@@ -10,8 +10,10 @@ import torch
 from cellray.errors import InputError
 from cellray.train.options import Precision
 
+Autocast = Callable[[], AbstractContextManager[Any]]
 
-def autocast(precision: Precision, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
+
+def autocast(precision: Precision, device: torch.device) -> Autocast:
     """Return what is entered around a forward pass; weights and optimiser stay in float32.
 
     Parameters

@@ -93,7 +93,7 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
     tracker = _start_tracking(config, corpus, plan)
     try:
         _announce(config, plan, corpus)
-        fit(plan, tracker, f"{output}.training")
+        fit([plan], [tracker], f"{output}.training")
         result = _publish(plan, corpus, output, tracker, _provenance(config, corpus, parent, request))
     except BaseException:
         tracker.finish("FAILED")
@@ -140,7 +140,7 @@ def make_plan(config: PretrainConfig, corpus: Corpus, request: str) -> PretrainP
     steps = count_steps(order, config)
     return PretrainPlan(
         corpus=corpus.uri,
-        loop=loop_config(config, config, steps),
+        loop=loop_config(config, config, steps, order.steps(0)),
         batch_size=config.batch_size,
         precision=config.precision,
         group=GroupOptions(**{name: getattr(config, name) for name in GROUP_FIELDS}),

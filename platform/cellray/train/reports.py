@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 _END = ""
 _JOIN_S = 10.0
-NOTES = "notes"
+NOTES, PLAN = "notes", "plan"
 
 
 class Progress:
@@ -52,15 +52,20 @@ def take(tracker: Tracker, progress: Progress, values: dict[str, float], notes: 
     return lines
 
 
-def report_relay(tracker: Tracker, steps: int) -> tuple[Any, Any]:
+def report_relay(trackers: Sequence[Tracker], steps: Sequence[int]) -> tuple[Any, Any]:
     """Return a Ray queue of log lines and the Ray Train callback that fills it.
 
     The callback runs in Ray Train's controller, which outlives lost workers, so a run has one writer.
+
+    Parameters
+    ----------
+    trackers, steps
+        The recorder and the number of steps of each plan.
     """
     from ray.train import UserCallback
     from ray.util.queue import Queue
 
-    lines, progress = Queue(actor_options={"num_cpus": 0}), Progress(steps)
+    lines, progress = Queue(actor_options={"num_cpus": 0}), [Progress(number) for number in steps]
 
     class Relay(UserCallback):  # type: ignore[misc]
         """Records and passes on the reports of rank 0."""
@@ -68,7 +73,8 @@ def report_relay(tracker: Tracker, steps: int) -> tuple[Any, Any]:
         def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:  # noqa: ANN401
             """Take one report."""
             values = dict(metrics[0])
-            for line in take(tracker, progress, values, values.pop(NOTES)):
+            plan, notes = values.pop(PLAN), values.pop(NOTES)
+            for line in take(trackers[plan], progress[plan], values, notes):
                 lines.put(line)
 
     return lines, Relay()

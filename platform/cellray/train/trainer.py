@@ -15,7 +15,7 @@ from cellray.data.session import default_threads, ensure_ray
 from cellray.errors import InputError
 from cellray.tracking import Tracker
 from cellray.train.options import GroupOptions
-from cellray.train.reports import NOTES, report_relay, shown
+from cellray.train.reports import NOTES, PLAN, report_relay, shown
 from cellray.train.worker import Outcome, TrainPlan, run_plan
 
 logger = logging.getLogger(__name__)
@@ -26,10 +26,12 @@ class TrainingError(RuntimeError):
 
 
 class RaySession:
-    """A worker's place in a Ray Train group; see `cellray.train.contracts.Session`."""
+    """A worker's place in a Ray Train group, for one of its plans; see `cellray.train.contracts.Session`."""
 
-    def __init__(self) -> None:
+    def __init__(self, plan: int) -> None:
         from ray import train
+
+        self._plan = plan
 
         context = train.get_context()
         self.rank, self.world_size = int(context.get_world_rank()), int(context.get_world_size())
@@ -39,7 +41,7 @@ class RaySession:
         """Send metrics and notes to the driver."""
         from ray import train
 
-        train.report({**metrics, NOTES: list(notes)})
+        train.report({**metrics, NOTES: list(notes), PLAN: self._plan})
 
     def leaving(self) -> bool:
         """Tell, once for each machine, whether one is about to be taken away."""
@@ -51,11 +53,16 @@ class RaySession:
         return bool(fresh)
 
 
-def train_worker(settings: dict[str, Any]) -> Outcome:
-    """Train on one worker of the group; Ray Train calls it with the plan."""
+def train_worker(settings: dict[str, Any]) -> list[Outcome]:
+    """Train on one worker of the group, one plan after the other; Ray Train calls it with the plans."""
     from ray.train import torch as ray_torch
 
-    return run_plan(settings["plan"], RaySession(), ray_torch.get_device())
+    outcomes: list[Outcome] = []
+    for number, plan in enumerate(settings["plans"]):
+        outcomes.append(run_plan(plan.following(outcomes), RaySession(number), ray_torch.get_device()))
+        if outcomes[-1].error:
+            break
+    return outcomes
 
 
 def threads_of(group: GroupOptions) -> int:
@@ -87,13 +94,15 @@ def check_resources(group: GroupOptions) -> None:
             )
 
 
-def fit(plan: TrainPlan, tracker: Tracker, folder: str) -> Outcome:
-    """Run a plan to its end.
+def fit(plans: Sequence[TrainPlan], trackers: Sequence[Tracker], folder: str) -> list[Outcome]:
+    """Run plans to their end, one after the other, by one group of workers.
 
     Parameters
     ----------
-    tracker
-        Records the run.
+    plans
+        At least one; all for the same kind of group.
+    trackers
+        Each records one plan.
     folder
         URI of a folder for what Ray Train keeps of the run.
 
@@ -105,12 +114,12 @@ def fit(plan: TrainPlan, tracker: Tracker, folder: str) -> Outcome:
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    group, (low, high) = plan.group, plan.group.num_workers
+    group, (low, high) = plans[0].group, plans[0].group.num_workers
     filesystem, storage_path = _arrow_filesystem(folder)
-    lines, callback = report_relay(tracker, plan.loop.steps)
+    lines, callback = report_relay(trackers, [plan.loop.steps for plan in plans])
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"plan": plan},
+        train_loop_config={"plans": list(plans)},
         scaling_config=ScalingConfig(
             num_workers=low if low == high else (low, high),
             use_gpu=group.use_gpu,
@@ -126,13 +135,13 @@ def fit(plan: TrainPlan, tracker: Tracker, folder: str) -> Outcome:
         ),
     )
     with shown(lines):
-        outcome = trainer.fit().return_value
-    assert isinstance(outcome, Outcome)
-    for note in outcome.notes:
-        logger.info("%s", note)
-    if outcome.error:
-        raise TrainingError(outcome.error)
-    return outcome
+        outcomes: list[Outcome] = trainer.fit().return_value
+    for outcome in outcomes:
+        for note in outcome.notes:
+            logger.info("%s", note)
+        if outcome.error:
+            raise TrainingError(outcome.error)
+    return outcomes
 
 
 def _arrow_filesystem(uri: str) -> tuple[Any, str]:

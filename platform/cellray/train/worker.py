@@ -24,7 +24,7 @@ from cellray.train.loop import Loop, LoopConfig, NonFiniteLossError
 from cellray.train.options import GroupOptions, Precision
 from cellray.train.order import Selection, TrainingOrder
 from cellray.train.parallel import agree, wrap
-from cellray.train.precision import autocast
+from cellray.train.precision import Autocast, autocast
 from cellray.vocabulary import PAD
 
 _PASS_TOKENS = {"cpu": 2_048, "cuda": 65_536}
@@ -71,6 +71,15 @@ class TrainPlan(ABC):
     @abstractmethod
     def selections(self) -> tuple[Selection, Selection]:
         """Return which cells are trained on and which ones validate."""
+
+    def following(self, before: Sequence["Outcome"]) -> "TrainPlan":
+        """Return this plan with what only the trainings before it could tell."""
+        return self
+
+    def conclude(  # noqa: B027  # most have nothing to do
+        self, corpus: Corpus, objective: Objective, feed: Feed, session: Session, autocast: Autocast
+    ) -> None:
+        """Do what is left to do with the trained model; every worker calls it."""
 
     def order(self, corpus: Corpus) -> TrainingOrder:
         """Return which cells come in which step."""
@@ -121,6 +130,7 @@ def run_plan(plan: TrainPlan, session: Session, device: torch.device) -> Outcome
     feed = Feed(plan.order(corpus), plan.selections()[1], rank, world_size, pad_id, pass_tokens)
     try:
         loop.run(feed.steps(loop.step), feed.held_out(), checkpoints)
+        plan.conclude(corpus, objective, feed, session, precision)
     except NonFiniteLossError as error:
         names = listing(cell_names(corpus, error.cells))
         fix = "Try a lower learning rate, or look at these cells."

@@ -1,0 +1,286 @@
+"""Fine-tuning: the job's options, its folds, the report, and the model directory that comes out."""
+
+import logging
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+
+from cellray import schema, storage, tracking
+from cellray.config import JobConfig
+from cellray.data.corpora.corpus import Corpus
+from cellray.data.session import plain_errors
+from cellray.errors import InputError, listing
+from cellray.model.annotator_directory import save_annotator
+from cellray.model.checkpoint import CONFIG, ModelDirectory
+from cellray.tracking import Tracker
+from cellray.train.evaluation import HeadResult, flat_metrics, write_report
+from cellray.train.feed import spans
+from cellray.train.finetune_plan import FinetunePlan, ModelOptions, load_best
+from cellray.train.folds import TRAIN
+from cellray.train.options import GROUP_FIELDS, GroupOptions, OptimiserOptions, TrackingOptions
+from cellray.train.order import TrainingOrder
+from cellray.train.parameters import count_parameters, merge_lora
+from cellray.train.planning import count_steps, loop_config
+from cellray.train.tasks.contract import ALL, Task
+from cellray.train.tasks.table import TaskConfig, read_task
+from cellray.train.trainer import check_resources, fit, threads_of
+
+logger = logging.getLogger(__name__)
+
+METRICS = "metrics.json"
+
+
+class _Subject(JobConfig):
+    """What is trained on what."""
+
+    corpus: str = Field(description="token corpus with the labels, from jobs.tokenize_corpus --obs-columns")
+    model: str = Field(description="model directory to start from: ours or an official one")
+    task: str = Field(description="TOML file that names the task, the labels and the split")
+    output: str = Field(description="directory or s3:// URI of the model; the report goes to OUTPUT.report")
+
+
+class _Stopping(JobConfig):
+    """When a fold has learnt enough."""
+
+    monitor: str = Field("validation_loss", description="metric of the validation part that chooses the best step")
+    patience: int | None = Field(
+        None, ge=1, description="stop a fold after so many validations without a better one [validations]"
+    )
+
+
+class FinetuneConfig(TrackingOptions, GroupOptions, ModelOptions, _Stopping, OptimiserOptions, _Subject):
+    """Fine-tune a model: classes or numbers of cells, several at once, or classes of genes.
+
+    With several folds each is trained and tested on its own, and the published model is then trained on all cells.
+    """
+
+    epochs: float = Field(10, gt=0, description="times each cell is seen [epochs]")
+    learning_rate: float = Field(5e-5, gt=0, description="peak learning rate of the heads")
+    validate_every: int | None = Field(None, ge=1, description="steps between validations, default: an epoch [steps]")
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """What fine-tuning made.
+
+    Attributes
+    ----------
+    uri, report
+        The model directory and the folder of figures.
+    heads
+        Mean and standard deviation over the folds of each figure, by head.
+    tracked
+        Where the run is recorded.
+    """
+
+    uri: str
+    report: str
+    heads: dict[str, dict[str, tuple[float | None, float | None]]]
+    tracked: str
+
+
+@plain_errors()
+def finetune(config: FinetuneConfig) -> FinetuneResult:
+    """Fine-tune a model, test it, and write its directory.
+
+    A model that this very request made before is returned as it is; a run that was broken off goes on from its last
+    checkpoint.
+
+    Raises
+    ------
+    InputError
+        Corpus, model, task and options do not fit, or the output holds something else.
+    TrainingError
+        The loss is not a finite number.
+    """
+    corpus, task_config = Corpus.open(config.corpus), read_task(config.task)
+    parent = _parent(config, corpus)
+    request, output = request_of(config, corpus, parent, task_config), storage.absolute(config.output)
+    if (done := _finished(output, request)) is not None:
+        return done
+    task: Task = task_config.open(corpus)
+    plans = make_plans(config, corpus, task, task_config, request)
+    _announce(config, plans, task, corpus)
+    check_resources(config)
+    tracker, trackers = _start_tracking(config, corpus, parent, plans)
+    try:
+        fit(plans, trackers, f"{output}.training")
+        tested = [plan.answers() for plan in plans if plan.part == TRAIN]
+        results = task.results(tested)
+        _report(f"{output}.report", task, results, task.details(tested), config, tracker)
+        made = provenance(config, corpus, parent, request, task_config) | {"run": tracker.where()}
+        publish(plans[-1], corpus, made, output)
+    except BaseException:
+        for each in {*trackers, tracker}:
+            each.finish("FAILED")
+        raise
+    storage.remove_directory(f"{output}.training")
+    tracker.set_tags({"model": output})
+    for each in {*trackers, tracker}:
+        each.finish("FINISHED")
+    return _read_result(output, tracker.where())
+
+
+def make_plans(
+    config: FinetuneConfig, corpus: Corpus, task: Task, task_config: TaskConfig, request: str
+) -> list[FinetunePlan]:
+    """Return a plan for each fold and, if there are several folds, one for the published model.
+
+    Raises
+    ------
+    InputError
+        The metric to watch is not one that is measured, or there is nothing to validate on.
+    """
+    folds = len(task.folds)
+    wanted = [(fold, TRAIN) for fold in range(folds)] + ([(0, ALL)] if folds > 1 else [])
+    return [_plan(config, corpus, task, task_config, request, fold, part) for fold, part in wanted]
+
+
+def _plan(
+    config: FinetuneConfig,
+    corpus: Corpus,
+    task: Task,
+    task_config: TaskConfig,
+    request: str,
+    fold: int,
+    part: int,
+) -> FinetunePlan:
+    order = TrainingOrder(spans(corpus), config.batch_size, task.selection(fold, part), config.seed)
+    steps = count_steps(order, config)
+    loop = loop_config(config, config, steps, order.steps(0), config.monitor, config.patience)
+    name = f"{request[:12]}-{'all' if part == ALL else f'fold-{fold}'}"
+    return FinetunePlan(
+        corpus=corpus.uri,
+        loop=loop,
+        batch_size=config.batch_size,
+        precision=config.precision,
+        group=GroupOptions(**{key: getattr(config, key) for key in GROUP_FIELDS}),
+        threads=threads_of(config),
+        checkpoints=storage.join(f"{storage.absolute(config.output)}.training", name),
+        model=config.model,
+        task=task_config,
+        fold=fold,
+        part=part,
+        options=ModelOptions(**{key: getattr(config, key) for key in ModelOptions.model_fields}),
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+    )
+
+
+def publish(plan: FinetunePlan, corpus: Corpus, provenance: dict[str, Any], uri: str) -> None:
+    """Write the model directory of a finished plan: of its best step."""
+    model = plan.objective(corpus, torch.device("cpu"), 0)
+    step = load_best(plan.store(), model.module)
+    save_annotator(merge_lora(model.model), corpus.vocabulary, provenance | {"steps": step}, uri)
+
+
+def request_of(config: FinetuneConfig, corpus: Corpus, parent: ModelDirectory, task: TaskConfig) -> str:
+    """Return the digest of what was asked for: where it goes and how it is watched or shared out do not count."""
+    ignored = {"corpus", "output", "model", "task", *GROUP_FIELDS, *TrackingOptions.model_fields}
+    asked = config.model_dump(exclude=ignored)
+    return schema.request_digest(corpus=corpus.manifest.digest, model=parent.digest, task=task.model_dump(), **asked)
+
+
+def provenance(
+    config: FinetuneConfig, corpus: Corpus, parent: ModelDirectory, request: str, task: TaskConfig
+) -> dict[str, Any]:
+    """Return where a model comes from."""
+    return {
+        "objective": task.task,
+        "task": task.model_dump(mode="json"),
+        "parent": parent.uri,
+        "parent_digest": parent.digest,
+        "seed": config.seed,
+        "request": request,
+        "corpus": corpus.uri,
+        "corpus_digest": corpus.manifest.digest,
+        "software": schema.software_versions("ray", "torch", "transformers"),
+    }
+
+
+def _parent(config: FinetuneConfig, corpus: Corpus) -> ModelDirectory:
+    parent = ModelDirectory.open(config.model)
+    parent.require_vocabulary(corpus.vocabulary, f"corpus {corpus.uri}", corpus.manifest.encoding.input_size)
+    return parent
+
+
+def _finished(output: str, request: str) -> FinetuneResult | None:
+    """Return what this request made before; refuse an output that holds anything else."""
+    if not storage.exists(storage.join(output, CONFIG)):
+        storage.require_vacant(output)
+        return None
+    made = ModelDirectory.open(output).provenance
+    if made.get("request") != request:
+        fix = "Choose another --output, or delete this one."
+        raise InputError(output, "the output must be empty or hold this very result", "another model", fix)
+    logger.info("%s is complete already: nothing to do", output)
+    return _read_result(output, made["run"])
+
+
+def _read_result(output: str, tracked: str) -> FinetuneResult:
+    report = f"{output}.report"
+    heads = storage.read_json(storage.join(report, METRICS))["heads"]
+    figures = {
+        name: {key: (value, head["std"][key]) for key, value in head["mean"].items()} for name, head in heads.items()
+    }
+    return FinetuneResult(output, report, figures, tracked)
+
+
+def _report(
+    uri: str,
+    task: Task,
+    results: Sequence[HeadResult],
+    details: dict[str, Any],
+    config: FinetuneConfig,
+    tracker: Tracker,
+) -> None:
+    """Write figures and pictures, and hand them to the tracker."""
+    with tempfile.TemporaryDirectory(prefix="cellray-report-") as name:
+        folder = Path(name)
+        title = (
+            f"{Path(config.task).stem}, {len(task.folds)} fold(s)" if len(task.folds) > 1 else Path(config.task).stem
+        )
+        for path in write_report(folder, results, task.folds, title, details):
+            tracker.log_file(path)
+        if storage.exists(uri):  # of a run that was broken off before its model was published
+            storage.remove_directory(uri)
+        storage.publish_directory(folder, uri, last=METRICS)
+    tracker.log_metrics(flat_metrics(results), 0)
+
+
+def _start_tracking(
+    config: FinetuneConfig, corpus: Corpus, parent: ModelDirectory, plans: Sequence[FinetunePlan]
+) -> tuple[Tracker, list[Tracker]]:
+    """Create the run with everything that made it."""
+    tracker = tracking.start_run(
+        config.tracking_uri,
+        config.experiment,
+        f"finetune {Path(config.task).stem}",
+        config.model_dump(exclude={"tracking_uri"}) | {"cells": corpus.manifest.rows},
+        {"corpus_digest": corpus.manifest.digest, "parent_digest": parent.digest},
+    )
+    return tracker, [tracker for _ in plans]
+
+
+def _announce(config: FinetuneConfig, plans: Sequence[FinetunePlan], task: Task, corpus: Corpus) -> None:
+    """Say what is about to happen."""
+    for line in task.folds.describe().to_string(index=False).split("\n"):
+        logger.info("%s", line)
+    unseen = task.folds.unseen()
+    if len(unseen):
+        logger.warning("tested on, but never trained on: %s", listing(unseen["class"].unique()))
+    counted = count_parameters(plans[0].initial(corpus))
+    logger.info(
+        "fine-tuning %s of %s weights of %s: %s fold(s), up to %s steps of %s cells each; starting takes half a minute",
+        f"{counted.trainable:,}",
+        f"{counted.total:,}",
+        config.model,
+        len(task.folds),
+        f"{plans[0].loop.steps:,}",
+        config.batch_size,
+    )
