@@ -114,6 +114,14 @@ def test_cells_without_a_label_are_left_out_and_counted() -> None:
     assert found.values == pytest.approx(classification_metrics(p_nc[kept], code_n[kept], "abc").values)
 
 
+def test_areas_can_be_left_out() -> None:
+    p_nc, code_n = random_case(3)
+    whole, quick = (classification_metrics(p_nc, code_n, "abc", areas=areas) for areas in (True, False))
+    assert set(whole.values) - set(quick.values) == {"macro_roc_auc", "macro_pr_auc"}
+    assert dict(whole.values) == dict(whole.values) | dict(quick.values)
+    assert np.isnan(quick.roc_auc_c).all()
+
+
 def test_refused_probabilities() -> None:
     with pytest.raises(InputError, match=r"one for each cell and class; found \(5, 2\) for \(5, 3\)"):
         classification_metrics(BY_HAND, TRUTH, ("a", "b", "c"))
