@@ -1,5 +1,8 @@
 """Splits: every cell in one part, no group in two, the same by the same seed; what cannot be split is refused."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,9 +10,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from cellray.errors import InputError
-from cellray.train.folds import TEST, TRAIN, UNUSED, VALIDATION, SplitConfig, gene_folds, split_cells
+from cellray.train.folds import TEST, TRAIN, UNUSED, VALIDATION, SplitConfig, cell_folds, gene_folds, split_cells
 from cellray.train.tasks.gene_labels import GeneLabels
-from cellray.train.tasks.labels import ClassLabels, CodedColumn, ValueLabels
+from cellray.train.tasks.labels import ClassLabels, CodedColumn, LabelConfig, ValueLabels, read_labels
+from cellray.vocabulary import GeneVocabulary
+from tests.data.corpora import tokenized
 
 RNG = np.random.default_rng(0)
 
@@ -185,6 +190,33 @@ def test_a_class_of_one_training_cell_stays_in_training() -> None:
     folds = split_cells(SplitConfig(folds=2), {"kind": labels_of(codes)})
     assert [folds.counts(k, TRAIN, "kind")[2] for k in range(2)] == [1, 1]
     assert [folds.counts(k, TEST, "kind")[2] for k in range(2)] == [1, 1]
+
+
+def test_groups_and_parts_come_from_the_corpus(
+    make_h5ad: Callable[..., Path], vocabulary: GeneVocabulary, tmp_path: Path
+) -> None:
+    """Two files of thirty cells, with the same five donors, in shards of seven."""
+    obs = {
+        "kind": ["a", "b"] * 15,
+        "donor": [f"d{i // 6}" for i in range(30)],
+        "part": ["train"] * 18 + ["validation"] * 6 + ["test"] * 6,
+        "gaps": ["x", ""] * 15,
+    }
+    path = make_h5ad(cells=30, obs=obs)
+    corpus = tokenized([path, path], vocabulary, tmp_path / "corpus", list(obs), cells_per_shard=7)
+    labels = read_labels(corpus, [LabelConfig(name="kind")], folds=5)
+    donor_n = np.array(obs["donor"] * 2)
+    folds = cell_folds(SplitConfig(kind="grouped", group="donor", folds=5, validation_fraction=0.3), corpus, labels)
+    tested = [set(donor_n[folds.rows(k, TEST)]) for k in range(5)]
+    assert sorted(map(len, tested)) == [1] * 5
+    assert set.union(*tested) == {"d0", "d1", "d2", "d3", "d4"}
+    assert folds.describe()["cells"].tolist() == [24, 24, 12] * 5
+    named = cell_folds(SplitConfig(column="part"), corpus, labels)
+    assert named.part_kn.tolist() == [([0] * 18 + [1] * 6 + [2] * 6) * 2]
+    with pytest.raises(InputError, match="group must name an obs column the corpus kept; found 'patient'; kept: kind"):
+        cell_folds(SplitConfig(kind="grouped", group="patient"), corpus, labels)
+    with pytest.raises(InputError, match="found 30 of 60 labelled cells without 'gaps'"):
+        cell_folds(SplitConfig(kind="grouped", group="gaps"), corpus, labels)
 
 
 def test_options_that_contradict_each_other() -> None:

@@ -44,6 +44,19 @@ def test_classes_stand_at_the_cells_numbers(corpus: Corpus) -> None:
     assert (head.missing, head.counts, head.dropped) == (10, {"a": 20, "b": 20, "c": 10}, {})
 
 
+def test_only_the_named_columns_are_read(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never the tokens, and one column at a time."""
+    read, asked = Corpus.read, []
+
+    def watched(self: Corpus, uri: str, start: int, stop: int, columns: list[str]) -> object:
+        asked.append(tuple(columns))
+        return read(self, uri, start, stop, columns)
+
+    monkeypatch.setattr(Corpus, "read", watched)
+    read_labels(corpus, [LabelConfig(name="kind"), LabelConfig(name="age", kind="regression")])
+    assert asked == [("kind",)] * len(corpus.shard_uris) + [("age",)] * len(corpus.shard_uris)
+
+
 def test_numbers_and_flags_can_be_classes(corpus: Corpus) -> None:
     """Whole numbers sort by value: 2 before 10."""
     labels = read_labels(corpus, [LabelConfig(name="cluster"), LabelConfig(name="drug", column="treated")])

@@ -114,6 +114,14 @@ def test_cells_without_a_label_are_left_out_and_counted() -> None:
     assert found.values == pytest.approx(classification_metrics(p_nc[kept], code_n[kept], "abc").values)
 
 
+def test_areas_can_be_left_out() -> None:
+    p_nc, code_n = random_case(3)
+    whole, quick = (classification_metrics(p_nc, code_n, "abc", areas=areas) for areas in (True, False))
+    assert set(whole.values) - set(quick.values) == {"macro_roc_auc", "macro_pr_auc"}
+    assert dict(whole.values) == dict(whole.values) | dict(quick.values)
+    assert np.isnan(quick.roc_auc_c).all()
+
+
 def test_refused_probabilities() -> None:
     with pytest.raises(InputError, match=r"one for each cell and class; found \(5, 2\) for \(5, 3\)"):
         classification_metrics(BY_HAND, TRUTH, ("a", "b", "c"))
@@ -186,8 +194,9 @@ def test_genes_count_once_each_and_tokens_each() -> None:
     first.add(token_t[:2], p_tc[:2])
     second.add(token_t[2:], p_tc[2:])
     for sums in (whole, first.merge(second)):
-        found = gene_metrics(sums, np.array([5, 7, 9]), np.array([0, 1, 1]), ("x", "y"))
+        found = gene_metrics(sums, ["G", "H", "I"], np.array([5, 7, 9]), np.array([0, 1, 1]), ("x", "y"))
         assert found.table["p: x"].tolist() == pytest.approx([0.7, 0.55])
+        assert found.table["gene"].tolist() == ["G", "H"]
         assert found.table["given"].tolist() == ["x", "x"]
         assert found.per_gene.values["accuracy"] == 1 / 2
         assert found.per_token["accuracy"] == 4 / 6
@@ -201,7 +210,7 @@ def test_figures_per_token_are_those_of_scikit_learn() -> None:
     sums = GeneSums.zero(70, 3)
     sums.add(token_t, p_tc)
     token_g = np.unique(token_t)
-    found = gene_metrics(sums, token_g, token_g % 3, "abc")
+    found = gene_metrics(sums, [f"g{t}" for t in token_g], token_g, token_g % 3, "abc")
     given = p_tc.argmax(axis=1)
     assert found.per_token["accuracy"] == pytest.approx(sk.accuracy_score(code_t, given))
     assert found.per_token["balanced_accuracy"] == pytest.approx(sk.balanced_accuracy_score(code_t, given))

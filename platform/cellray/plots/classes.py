@@ -77,7 +77,9 @@ def _percent(share: float) -> str:
     return "<1%" if share < 0.005 else f"{share:.0%}"  # what is there must not read as nothing
 
 
-def support_png(counts: Mapping[str, NDArray[np.int64]], classes: Sequence[str], path: Path, title: str) -> None:
+def support_png(
+    counts: Mapping[str, NDArray[np.int64]], classes: Sequence[str], path: Path, title: str, *, unit: str = "cells"
+) -> None:
     """Draw how many cells of each class are in each part.
 
     Parameters
@@ -90,6 +92,8 @@ def support_png(counts: Mapping[str, NDArray[np.int64]], classes: Sequence[str],
         Where the PNG goes.
     title
         Headline; the number of cells is added.
+    unit
+        What is counted.
     """
     from matplotlib.ticker import FuncFormatter
 
@@ -109,7 +113,7 @@ def support_png(counts: Mapping[str, NDArray[np.int64]], classes: Sequence[str],
                 bars, [few_digits(k) for k in n[order]], padding=2, fontsize=6.5 if c <= _WITH_SHARES else 5.5
             )
         axes.set_yticks(range(c), [short(classes[k]) for k in order], fontsize="small")
-        axes.set(ylim=(c - 0.4, -0.6), xlabel="cells, logarithmic" if wide else "cells")
+        axes.set(ylim=(c - 0.4, -0.6), xlabel=f"{unit}, logarithmic" if wide else unit)
         axes.set_xscale("symlog" if wide else "linear")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         axes.set_xlim(0, max(largest, 1) * (2.5 if wide else 1.12))

@@ -56,7 +56,7 @@ def precision_recall_png(
     from sklearn.metrics import average_precision_score, precision_recall_curve
 
     def curve(own: NDArray[np.bool_], score: NDArray[np.floating]) -> tuple[Curve, float]:
-        precision, recall, _ = precision_recall_curve(own, score)
+        precision, recall, _ = precision_recall_curve(own, score, drop_intermediate=True)
         precision[-1] = precision[-2]  # scikit-learn ends with (0, 1), which no threshold reaches
         return (recall, precision), float(average_precision_score(own, score))
 
@@ -108,6 +108,7 @@ def calibration_png(
     title: str,
     *,
     error: float,
+    unit: str = "cells",
 ) -> None:
     """Draw how often the model was right when it was how sure, and how sure it was how often.
 
@@ -123,6 +124,8 @@ def calibration_png(
         Headline; the number of cells is added.
     error
         Expected calibration error, written into the headline.
+    unit
+        What was classified.
     """
     from matplotlib.ticker import FuncFormatter
 
@@ -146,7 +149,7 @@ def calibration_png(
         above.set(xlim=(0, 1), ylim=(0, 1.03), ylabel="share that was right")
         above.legend(loc="upper left", bbox_to_anchor=(0.0, 0.97))
         below.bar((np.arange(bins) + 0.5) / bins, count_b, width=0.94 / bins, color=COLOURS[0])
-        below.set(xlabel="probability of the predicted class", ylabel="cells")
+        below.set(xlabel="probability of the predicted class", ylabel=unit)
         if count_b.max(initial=0) > _WIDE * count_b[filled].min(initial=total):
             below.set_yscale("symlog")
         below.yaxis.set_major_formatter(FuncFormatter(lambda value, _: few_digits(value)))

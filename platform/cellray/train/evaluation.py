@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from cellray import plots
 from cellray.train.folds import PARTS, Folds
 from cellray.train.metrics.classification import ClassificationMetrics, classification_metrics
+from cellray.train.metrics.genes import GeneMetrics
 from cellray.train.metrics.nan_json import finite_or_null
 from cellray.train.metrics.regression import RegressionMetrics, regression_metrics
 from cellray.train.metrics.summary import over_folds
@@ -97,6 +98,12 @@ def head_result(
     return HeadResult(name, of_folds, score(output_nc, truth_n), output_nc, truth_n)
 
 
+def gene_head_result(name: str, of_folds: Sequence[GeneMetrics]) -> HeadResult:
+    """Return the result of a head of genes, each gene counting once; genes that were never seen are not in it."""
+    classes = of_folds[0].per_gene.classes
+    return head_result(name, [each.mean_gc for each in of_folds], [each.code_g for each in of_folds], classes)
+
+
 def write_report(
     folder: Path, results: Sequence[HeadResult], folds: Folds, title: str, extra: Mapping[str, Any] | None = None
 ) -> list[Path]:
@@ -125,7 +132,7 @@ def write_report(
     written = [_write_csv(folder / "folds.csv", folds.describe())]
     if classifying:
         written.append(_write_csv(folder / "per_class.csv", _per_class(classifying)))
-        written.append(_write_csv(folder / "confusion.csv", _confusion(classifying)))
+        written.append(_write_csv(folder / "confusion.csv", _confusion(classifying, folds.unit)))
     for each in results:
         written.extend(_draw(folder, each, folds, f"{title}, {each.name}"))
     unseen = folds.unseen().to_dict("records")
@@ -169,14 +176,14 @@ def _per_class(classifying: Mapping[str, HeadResult]) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def _confusion(classifying: Mapping[str, HeadResult]) -> pd.DataFrame:
+def _confusion(classifying: Mapping[str, HeadResult], unit: str) -> pd.DataFrame:
     """Return a row for each head, true class and given class that occur, over all folds."""
     rows: list[tuple[str, str, str, int]] = []
     for name, result in classifying.items():
         assert isinstance(result.pooled, ClassificationMetrics)
         counts, classes = result.pooled.confusion_cc, result.pooled.classes
         rows.extend((name, classes[i], classes[j], int(counts[i, j])) for i, j in np.argwhere(counts > 0))
-    return pd.DataFrame(rows, columns=["head", "true", "predicted", "cells"])
+    return pd.DataFrame(rows, columns=["head", "true", "predicted", unit])
 
 
 def _draw(folder: Path, result: HeadResult, folds: Folds, title: str) -> list[Path]:
@@ -197,12 +204,12 @@ def _draw(folder: Path, result: HeadResult, folds: Folds, title: str) -> list[Pa
         paths[3],
         title,
         error=reliability.error,
+        unit=folds.unit,
     )
     if result.name in folds.classes:
         counts = {name: folds.counts(0, part, result.name) for part, name in enumerate(PARTS)}
         counts = {name: n for name, n in counts.items() if n.any()}
         paths.append(folder / f"{stem}_support.png")
-        plots.support_png(
-            counts, classes, paths[-1], title if len(folds) == 1 else f"{title}, first of {len(folds)} folds"
-        )
+        which = "" if len(folds) == 1 else f", first of {len(folds)} folds"
+        plots.support_png(counts, classes, paths[-1], title + which, unit=folds.unit)
     return paths

@@ -82,7 +82,12 @@ class ClassificationMetrics:
 
 
 def classification_metrics(
-    probability_nc: NDArray[np.floating], code_n: NDArray[np.integer], classes: Sequence[str], bins: int = 15
+    probability_nc: NDArray[np.floating],
+    code_n: NDArray[np.integer],
+    classes: Sequence[str],
+    bins: int = 15,
+    *,
+    areas: bool = True,
 ) -> ClassificationMetrics:
     """Score probabilities against classes.
 
@@ -96,6 +101,9 @@ def classification_metrics(
         Names, in the order of the columns.
     bins
         Of the calibration, see `cellray.train.metrics.calibration`.
+    areas
+        Whether to compute areas under curves, too: they take most of the time, which a validation amid training may
+        not have. Without, those of the classes are NaN and there are no means.
 
     Raises
     ------
@@ -108,14 +116,11 @@ def classification_metrics(
     p_nc /= p_nc.sum(axis=1, keepdims=True)
     code, given = np.asarray(code_n, np.int64)[labelled], p_nc.argmax(axis=1)
     confusion_cc = _confusion(code, given, len(classes))
-    per_class = _per_class(code, given, len(classes)) | _areas(p_nc, code)
+    per_class = _per_class(code, given, len(classes)) | _areas(p_nc, code, wanted=areas)
     reliability = calibration(p_nc.max(axis=1, initial=0), given == code, bins)
-    means = {
-        "balanced_accuracy": per_class["recall"],
-        "macro_f1": per_class["f1"],
-        "macro_roc_auc": per_class["roc_auc"],
-        "macro_pr_auc": per_class["pr_auc"],
-    }
+    means = {"balanced_accuracy": per_class["recall"], "macro_f1": per_class["f1"]}
+    if areas:
+        means |= {"macro_roc_auc": per_class["roc_auc"], "macro_pr_auc": per_class["pr_auc"]}
     values = {
         "accuracy": _mean(code == given),
         **{name: _mean(each[~np.isnan(each)]) for name, each in means.items()},
@@ -168,13 +173,13 @@ def _per_class(code_n: NDArray[np.int64], given_n: NDArray[np.int64], c: int) ->
     return {name: np.where(absent, np.nan, each) for name, each in found.items()}
 
 
-def _areas(p_nc: NDArray[np.float64], code_n: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+def _areas(p_nc: NDArray[np.float64], code_n: NDArray[np.int64], *, wanted: bool) -> dict[str, NDArray[np.float64]]:
     """Return areas under the ROC and precision-recall curves of each class against the rest."""
     from sklearn.metrics import average_precision_score, roc_auc_score
 
     c = p_nc.shape[1]
     roc_c, pr_c = np.full(c, np.nan), np.full(c, np.nan)
-    for i, own in enumerate(np.bincount(code_n, minlength=c)):
+    for i, own in enumerate(np.bincount(code_n, minlength=c) if wanted else ()):
         if own > 0:
             pr_c[i] = average_precision_score(code_n == i, p_nc[:, i])
         if 0 < own < len(code_n):

@@ -6,13 +6,14 @@ batches and workers can be added up in any order, in constant memory.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from cellray.train.metrics.classification import ClassificationMetrics, classification_metrics
+from cellray.train.metrics.nan_json import finite_or_null
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,8 @@ class GeneMetrics:
     tokens, never_seen
         Tokens that were scored, and genes of the test part that no cell held.
     table
-        A row for each gene: token, class, given class, tokens, mean probability of each class.
+        A row for each gene that was seen: its name and token id, how many tokens of it there were, its class, the
+        class it was given, and the mean probability of each class.
     """
 
     per_gene: ClassificationMetrics
@@ -85,9 +87,32 @@ class GeneMetrics:
     never_seen: int
     table: pd.DataFrame
 
+    @property
+    def mean_gc(self) -> NDArray[np.float64]:
+        """Mean probabilities of the genes of `table`. Genes x classes."""
+        return self.table[[f"p: {name}" for name in self.per_gene.classes]].to_numpy(np.float64)
+
+    @property
+    def code_g(self) -> NDArray[np.int32]:
+        """Class of each gene of `table`. Shape (genes,)."""
+        return np.array([self.per_gene.classes.index(name) for name in self.table["class"]], np.int32)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for a JSON file; what is undefined is null."""
+        return {
+            "per_gene": self.per_gene.to_json(),
+            "per_token": finite_or_null(self.per_token),
+            "tokens": self.tokens,
+            "never_seen": self.never_seen,
+        }
+
 
 def gene_metrics(
-    sums: GeneSums, token_g: NDArray[np.integer], code_g: NDArray[np.integer], classes: Sequence[str]
+    sums: GeneSums,
+    genes: Sequence[str],
+    token_g: NDArray[np.integer],
+    code_g: NDArray[np.integer],
+    classes: Sequence[str],
 ) -> GeneMetrics:
     """Score the genes of a test part.
 
@@ -95,15 +120,18 @@ def gene_metrics(
     ----------
     sums
         Over all cells that were run.
+    genes
+        Names of the genes.
     token_g, code_g
-        Token id and class of each gene. Shape (genes,).
+        Token id and class of each. Shape (genes,).
     classes
         Names.
     """
     seen = sums.seen_v[token_g] > 0
     token, code = np.asarray(token_g)[seen], np.asarray(code_g)[seen]
     mean_gc = sums.mean_gc(token)
-    table = pd.DataFrame({"token": token, "tokens": sums.seen_v[token]})
+    names = [genes[g] for g in np.flatnonzero(seen).tolist()]
+    table = pd.DataFrame({"gene": names, "token": token, "tokens": sums.seen_v[token]})
     table["class"] = [classes[c] for c in code]
     table["given"] = [classes[c] for c in mean_gc.argmax(axis=1)]
     for c, name in enumerate(classes):
