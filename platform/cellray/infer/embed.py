@@ -19,9 +19,9 @@ from cellray.data.publishing import finished, publish_manifest
 from cellray.data.session import default_threads, ensure_ray, plain_errors
 from cellray.data.units import ActorPool, require_records, run_units_on_actors
 from cellray.errors import InputError
-from cellray.model.checkpoint import ModelDirectory
 from cellray.model.encoder import CellEncoder, check_layer, load_encoder
 from cellray.model.pooling import CELL_POOLINGS, Pooling, check_pooling, is_gene_token
+from cellray.models import ModelReference, open_model
 from cellray.schema import EmbeddingManifest
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,9 @@ class EmbedConfig(JobConfig):
     """Embed every cell of a token corpus."""
 
     corpus: str = Field(description="token corpus, from jobs.tokenize_corpus")
-    model: str = Field(description="model directory: from jobs.pretrain, or an official Geneformer one")
+    model: str = Field(
+        description="model directory, from jobs.pretrain or an official Geneformer one; or models:/NAME@ALIAS"
+    )
     output: str = Field(description="directory or s3:// URI of the embeddings (parquet)")
     layer: int = Field(-1, description="hidden state: 0 = last, -1 = second to last, ...")
     pooling: Pooling = Field(
@@ -60,6 +62,10 @@ class EmbedConfig(JobConfig):
     )
     gpus_per_actor: float = Field(
         0, ge=0, description="GPUs each replica reserves; above 0 the model runs on CUDA [GPUs]"
+    )
+    tracking_uri: str | None = Field(
+        None,
+        description="MLflow that knows models:/ names; default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db",
     )
 
     @field_validator("actors", mode="before")
@@ -127,8 +133,7 @@ class EmbedOptions:
     """What a replica needs; small, since it travels to each of them."""
 
     corpus: str
-    model: str
-    model_digest: str
+    model: ModelReference
     layer: int
     pooling: str
     token_budget: int
@@ -143,11 +148,8 @@ class EmbedWorker:
     def __init__(self, options: EmbedOptions) -> None:
         torch.set_num_threads(options.threads)
         self._options = options
-        model = ModelDirectory.open(options.model)
-        if model.digest != options.model_digest:
-            raise InputError(options.model, "a model may not change while it is used", "other weights", "Run again.")
         device = _accelerator() if options.gpu else torch.device("cpu")
-        self._encoder = load_encoder(model, options.layer, device)
+        self._encoder = load_encoder(options.model.open(), options.layer, device)
         self._corpus = Corpus.open(options.corpus)
         self._gene_v = is_gene_token(self._corpus.vocabulary, device)
         self._gene_names = self._corpus.vocabulary.gene_of_token
@@ -211,7 +213,7 @@ def embed_cells(config: EmbedConfig) -> EmbeddingManifest:
         Corpus or model are unfinished or do not fit together, or the output holds something else.
     """
     corpus = Corpus.open(config.corpus)
-    model = ModelDirectory.open(config.model)
+    model, reference = open_model(config.model, config.tracking_uri)
     check_pooling(config.pooling, corpus.vocabulary)
     model.require_vocabulary(corpus.vocabulary, f"corpus {corpus.uri}", corpus.manifest.encoding.input_size)
     check_layer(model, config.layer)
@@ -228,8 +230,7 @@ def embed_cells(config: EmbedConfig) -> EmbeddingManifest:
     ensure_ray()
     options = EmbedOptions(
         corpus=corpus.uri,
-        model=model.uri,
-        model_digest=model.digest,
+        model=reference,
         layer=config.layer,
         pooling=config.pooling,
         token_budget=budget,
@@ -245,7 +246,7 @@ def embed_cells(config: EmbedConfig) -> EmbeddingManifest:
         software=schema.software_versions("torch", "transformers", "pyarrow"),
         corpus=corpus.uri,
         corpus_digest=corpus.manifest.digest,
-        model=model.uri,
+        model=reference.uri,
         model_digest=model.digest,
         layer=config.layer,
         pooling=config.pooling,

@@ -52,7 +52,7 @@ def environment_text() -> str:
 
 def packages() -> dict[str, str]:
     """Return the installed packages and their versions, sorted by name."""
-    found = {}
+    found: dict[str, str] = {}
     for each in distributions():
         name = each.metadata["Name"] if each.metadata else None  # a half-removed package has none
         if name:

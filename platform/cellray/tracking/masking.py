@@ -7,6 +7,7 @@ has a known shape nor stands in a URI is not recognised.
 import json
 import re
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 MASK = "***"
@@ -42,7 +43,7 @@ def is_secret_name(name: str) -> bool:
         return False
     if _ALWAYS & set(words) or "sas" in words[-2:]:
         return True
-    pairs = {before for before, word in zip(words, words[1:], strict=False) if word in ("key", "keys")}
+    pairs = {before for before, word in pairwise(words) if word in ("key", "keys")}
     if pairs & _KEYS or ("access" in words and "id" in words):
         return True
     return words[-1] == "token" and not _TOKENS_OF_A_VOCABULARY & set(words)

@@ -7,6 +7,7 @@ another one has nothing waiting.
 
 import logging
 import math
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -51,6 +52,7 @@ class PatientTracker:
         self._dropped = 0
         self._failures = 0
         self._not_before = 0.0
+        self._lock = threading.RLock()  # reports are recorded by one thread, tags by another
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PatientTracker, (self.run, self._params, self._steps)
@@ -63,27 +65,19 @@ class PatientTracker:
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Record numbers at a step; those that this step has already, as after a resumed training, are left out."""
         now = int(time.time() * 1000)
-        for name, value in metrics.items():
-            key = metric_name(name)
-            steps = self._steps.setdefault(key, set())
-            if step in steps:
-                self.repeated += 1
-                continue
-            try:
-                self._points.append(self.run.point(key, float(value), step, now))
-            except (TypeError, ValueError):
-                self._drop(f"metric {key} at step {step:,}", "it is no number")
-                continue
-            steps.add(step)
-        if len(self._points) > _MOST_WAITING:
-            self._dropped += len(self._points) - _MOST_WAITING
-            del self._points[:-_MOST_WAITING]
-        self._write_waiting()
+        with self._lock:
+            for name, value in metrics.items():
+                self._add_point(metric_name(name), value, step, now)
+            if len(self._points) > _MOST_WAITING:
+                self._dropped += len(self._points) - _MOST_WAITING
+                del self._points[:-_MOST_WAITING]
+            self._write_waiting()
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Record tags; the last value counts."""
-        self._tags |= tags
-        self._write_waiting()
+        with self._lock:
+            self._tags |= tags
+            self._write_waiting()
 
     def log_params(self, params: Mapping[str, object]) -> None:
         """Record parameters that are not recorded yet; MLflow lets none be changed."""
@@ -122,8 +116,9 @@ class PatientTracker:
 
     def finish(self, status: Status) -> None:
         """Write what waits, close the run, and warn of what was lost."""
-        self._not_before = 0.0
-        self._write_waiting(retries=_LAST_RETRIES)
+        with self._lock:
+            self._not_before = 0.0
+            self._write_waiting(retries=_LAST_RETRIES)
         self._try(f"the end of the run ({status})", lambda: self.run.finish(status))
         if self.repeated:
             logger.info("%s points were in the run already", f"{self.repeated:,}")
@@ -135,6 +130,18 @@ class PatientTracker:
     def where(self) -> str:
         """Name the run and how to see it."""
         return self.run.where()
+
+    def _add_point(self, key: str, value: float, step: int, time_ms: int) -> None:
+        """Let a point wait to be written, unless its step has one."""
+        steps = self._steps.setdefault(key, set())
+        if step in steps:
+            self.repeated += 1
+            return
+        try:
+            self._points.append(self.run.point(key, float(value), step, time_ms))
+            steps.add(step)
+        except (TypeError, ValueError):
+            self._drop(f"metric {key} at step {step:,}", "it is no number")
 
     def _write_waiting(self, retries: int = 0) -> None:
         """Write points and tags that wait, unless the server failed a moment ago."""

@@ -1,62 +1,78 @@
-"""What becomes of training reports: recorded by the tracker, shown on the driver's log."""
+"""What becomes of training reports: recorded by the tracker and shown on the log, both by the driver.
+
+Workers' reports reach Ray Train's controller, which outlives lost workers; it only passes them on. The driver made the
+run and is its one writer, so a slow tracking server holds up nothing but this module's thread.
+"""
 
 import logging
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from cellray.tracking import Tracker
 
 logger = logging.getLogger(__name__)
 
-_END = ""
-_JOIN_S = 10.0
+_JOIN_S = 60.0
 
 
-def report_relay(tracker: Tracker, steps: int) -> tuple[Any, Any]:
-    """Return a Ray queue of log lines and the Ray Train callback that fills it.
+@dataclass(frozen=True)
+class Reports:
+    """Reports on their way to the driver.
 
-    The callback runs in Ray Train's controller, which outlives lost workers, so a run has one writer.
+    Attributes
+    ----------
+    queue
+        A `ray.util.queue.Queue` of metrics by name, `step` among them; None ends it.
+    tracker
+        Records them.
+    steps
+        Optimiser steps to be done.
     """
+
+    queue: Any
+    tracker: Tracker
+    steps: int
+
+
+def report_relay(tracker: Tracker, steps: int) -> tuple[Reports, Any]:
+    """Return where reports arrive, for `shown`, and the Ray Train callback that sends them there."""
     from ray.train import UserCallback
     from ray.util.queue import Queue
 
-    began = time.monotonic()
-    lines = Queue(actor_options={"num_cpus": 0})
+    queue = Queue(actor_options={"num_cpus": 0})
 
     class Relay(UserCallback):  # type: ignore[misc]
-        """Records and passes on the reports of rank 0."""
+        """Passes on the reports of rank 0."""
 
         def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:  # noqa: ANN401
             """Take one report."""
-            values = dict(metrics[0])
-            step = int(values.pop("step"))
-            try:
-                tracker.log_metrics(values, step)
-            except Exception as error:  # whatever a tracking server answers, training goes on
-                lines.put(f"step {step:,} could not be recorded: {error}")
-            left = (time.monotonic() - began) / step * (steps - step)
-            shown = ", ".join(f"{name} {value:,.4g}" for name, value in values.items())
-            lines.put(f"step {step:,} of {steps:,}: {shown}; about {left:,.0f} s left")
+            queue.put(dict(metrics[0]))
 
-    return lines, Relay()
+    return Reports(queue, tracker, steps), Relay()
 
 
 @contextmanager
-def shown(lines: Any) -> Iterator[None]:  # noqa: ANN401  # a ray.util.queue.Queue
-    """Log the lines of a queue while the block runs."""
+def shown(reports: Reports) -> Iterator[None]:
+    """Record and log reports while the block runs; what has arrived is recorded before it is left."""
+    began = time.monotonic()
 
-    def log() -> None:
-        while (line := lines.get()) != _END:
-            logger.info("%s", line)
+    def take() -> None:
+        while (values := reports.queue.get()) is not None:
+            step = int(values.pop("step"))
+            reports.tracker.log_metrics(values, step)
+            left = (time.monotonic() - began) / max(1, step) * (reports.steps - step)
+            text = ", ".join(f"{name} {value:,.4g}" for name, value in values.items())
+            logger.info("step %s of %s: %s; about %s s left", f"{step:,}", f"{reports.steps:,}", text, f"{left:,.0f}")
 
-    thread = threading.Thread(target=log, daemon=True)
+    thread = threading.Thread(target=take, daemon=True)
     thread.start()
     try:
         yield
     finally:
-        lines.put(_END)
+        reports.queue.put(None)
         thread.join(_JOIN_S)
-        lines.shutdown()
+        reports.queue.shutdown()
