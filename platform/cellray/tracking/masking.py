@@ -20,15 +20,19 @@ _OPEN_QUERY = {"sslmode", "versionid", "region", "format", "timeout", "sv", "se"
 """Names in a URI's query that say nothing secret; the values of all others are masked."""
 
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
-_URI = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.\-]*:/{2,3})(?P<rest>[^\s\"'<>]*)")
+_URI = re.compile(r"(?P<scheme>:/{2,3})(?P<rest>[^\s\"'<>]*)")  # from `://` on: time is linear in the text's length
 _PAIR = re.compile(r"([?&#;]|^)([^=&#;?]+)=([^&#;]*)")
 _NAMED = re.compile(
-    r"(?i)(?P<name>[\w.\-]*(?:password|passwd|passphrase|pwd|secret|credentials?|api[_-]?key|access[_-]?key"
+    r"(?i)(?P<name>(?:password|passwd|passphrase|pwd|secret|credentials?|api[_-]?key|access[_-]?key"
     r"|account[_-]?key|private[_-]?key|signature|authorization|(?<![a-z])(?:auth|access|api|bearer|hf|session|security)"
-    r"[_-]?token|(?<![\w])token|(?<![\w])sig)[\"']?\s*[=:]\s*)(?P<value>\"[^\"]*\"|'[^']*'|[^\s,;&\"')\]}]+)"
+    r"[_-]?token|(?<![\w])token|(?<![\w])sig)[\"']?\s*[=:]\s*)(?P<value>\"[^\"]*\"|'[^']*'|(?:(?:bearer|basic|token)\s+)?[^\s,;&\"')\]}]+)"
+)
+_OPTION = re.compile(
+    r"(?i)(--[\w\-]{0,40}?(?:password|passwd|passphrase|secret|api[_-]key|access[_-]key|private[_-]key|token)\s+)"
+    r"(?!-)(\"[^\"]*\"|'[^']*'|\S+)"
 )
 _SHAPES = re.compile(
-    r"(?i:\b(?:bearer|basic)\s+[A-Za-z0-9+/=_.\-]{8,})"
+    r"(?i:\b(?:bearer\s+|basic\s+(?=\S*[0-9+/=]))[A-Za-z0-9+/=_.\-]{8,})"
     r"|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bgh[pousr]_[A-Za-z0-9]{20,}|\bgithub_pat_\w{20,}|\bhf_[A-Za-z0-9]{20,}"
     r"|\bglpat-[\w\-]{16,}|\bxox[abprs]-[\w\-]{10,}|\bsk-[\w\-]{20,}|\bdapi[0-9a-f]{32}\b|\bAIza[\w\-]{35}"
     r"|\beyJ[\w\-]{8,}\.[\w\-]{8,}\.[\w\-]*"
@@ -53,7 +57,8 @@ def mask_text(text: str) -> str:
     """Return text without passwords and query values of URIs, without `password=...`, without tokens of known shape."""
     text = _URI.sub(lambda match: match["scheme"] + _mask_rest(match["rest"]), text)
     text = _SHAPES.sub(MASK, text)
-    return _NAMED.sub(lambda match: match["name"] + _mask_value(match["value"]), text)
+    text = _NAMED.sub(lambda match: match["name"] + _mask_value(match["value"]), text)
+    return _OPTION.sub(lambda match: match[1] + _mask_value(match[2]), text)
 
 
 def mask(value: Any, name: str = "") -> Any:  # noqa: ANN401  # JSON is what it is

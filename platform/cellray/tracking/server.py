@@ -94,7 +94,8 @@ def must_answer(uri: str) -> Iterator[None]:
 
 def in_short(error: BaseException) -> str:
     """Return an error's message in one line without secrets."""
-    return mask_text(" ".join(str(error).split()))[:300]
+    text = mask_text(" ".join(str(error).split()))
+    return text if len(text) <= 400 else f"{text[:150]} ... {text[-250:]}"  # the cause stands at the end
 
 
 def _require_place(uri: str) -> None:
