@@ -1,9 +1,7 @@
 """A tracking server that is not there: told at once at the start, outlived during a run."""
 
-import json
 import logging
 import os
-import shutil
 import socket
 import threading
 import time
@@ -15,9 +13,11 @@ import pytest
 from mlflow import MlflowClient
 
 from cellray.errors import InputError
-from cellray.tracking import patient, server, start_run
+from cellray.tracking import patient, start_run
+from cellray.tracking import server as reach
 from cellray.tracking.patient import PatientTracker
-from tests.tracking.conftest import free_port, serving
+from tests.faulty_proxy import Fault, FaultyProxy
+from tests.tracking.conftest import free_port
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def another() -> Iterator[str]:
 def test_an_unreachable_server_is_one_error_within_seconds(
     silent: str, another: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(server, "_ANSWER_S", 1)
+    monkeypatch.setattr(reach, "_ANSWER_S", 1)
     nobody = free_port()
     (tmp_path / "file").write_text("")
     for uri, found in {
@@ -74,65 +74,58 @@ def test_an_unreachable_server_is_one_error_within_seconds(
 
 def test_what_the_user_set_counts_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "5")
-    with server.patience(1, 7):
+    with reach.patience(1, 7):
         assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "5"
         assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "7"
     assert "MLFLOW_HTTP_REQUEST_TIMEOUT" not in os.environ
 
 
 def test_records_wait_while_the_server_is_away(
-    _tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    server: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(patient, "_FIRST_PAUSE_S", 0.0)
-    shutil.copyfile(_tables, tmp_path / "mlflow.db")
-    port = free_port()
-    with serving(tmp_path, port):
-        tracker = start_run(f"http://127.0.0.1:{port}", "tests", "run", {}, {})
+    with FaultyProxy(server) as proxy:
+        tracker = start_run(proxy.url, "outage", "run", {}, {})
         assert isinstance(tracker, PatientTracker)
         tracker.log_metrics({"loss": 1.0}, 1)
         assert tracker.lost == 0
-    for step in range(2, 6):
-        tracker.log_metrics({"loss": float(step)}, step)
-    tracker.set_tags({"model": "first"})
-    tracker.set_tags({"model": "last"})
-    tracker.log_text("gone", "notes.txt")
-    assert tracker.lost == 4 + 1 + 1
-    assert "records wait for the tracking server" in caplog.text
-    with serving(tmp_path, port):
+        proxy.fail(Fault("reset"))
+        for step in range(2, 6):
+            tracker.log_metrics({"loss": float(step)}, step)
+        tracker.set_tags({"model": "first"})
+        tracker.set_tags({"model": "last"})
+        tracker.log_text("gone", "notes.txt")
+        assert tracker.lost == 4 + 1 + 1
+        assert "records wait for the tracking server" in caplog.text
+        proxy.fail()
         tracker.log_metrics({"loss": 6.0}, 6)
         tracker.finish("FINISHED")
-        client = MlflowClient(tracker.run.uri)
-        history = client.get_metric_history(tracker.run.run_id, "loss")
-        assert [point.step for point in history] == list(range(1, 7))
-        run = client.get_run(tracker.run.run_id)
-        assert (run.info.status, run.data.tags["model"]) == ("FINISHED", "last")
+    client = MlflowClient(server)
+    history = client.get_metric_history(tracker.run.run_id, "loss")
+    assert [point.step for point in history] == list(range(1, 7))
+    run = client.get_run(tracker.run.run_id)
+    assert (run.info.status, run.data.tags["model"]) == ("FINISHED", "last")
     assert tracker.lost == 1  # the artifact
     assert "1 record(s) of MLflow run" in caplog.text
 
 
-def test_an_answer_that_got_lost_makes_no_double_point(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_that_got_lost_makes_no_double_point(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server wrote the points, but the connection broke before it said so."""
-    tracker = start_run(store, "tests", "run", {}, {})
-    assert isinstance(tracker, PatientTracker)
     monkeypatch.setattr(patient, "_FIRST_PAUSE_S", 0.0)
-    client, real = tracker.run.client, tracker.run.client.log_batch
-
-    def write_and_break(*args: object, **options: object) -> None:
-        real(*args, **options)
-        raise ConnectionResetError
-
-    monkeypatch.setattr(client, "log_batch", write_and_break)
-    tracker.log_metrics({"loss": 1.0, "rate": 2.0}, 1)
-    assert tracker.lost == 2
-    monkeypatch.setattr(client, "log_batch", real)
-    tracker.finish("FINISHED")
+    with FaultyProxy(server) as proxy:
+        tracker = start_run(proxy.url, "outage", "run", {}, {})
+        assert isinstance(tracker, PatientTracker)
+        proxy.fail(Fault("lost_answer", operations=["POST"], times=1))
+        tracker.log_metrics({"loss": 1.0, "rate": 2.0}, 1)
+        assert (tracker.lost, proxy.injected["lost_answer"]) == (2, 1)
+        tracker.finish("FINISHED")
     assert tracker.lost == 0
-    history = MlflowClient(store).get_metric_history(tracker.run.run_id, "loss")
-    assert json.dumps([(point.step, point.value) for point in history]) == "[[1, 1.0]]"
+    history = MlflowClient(server).get_metric_history(tracker.run.run_id, "loss")
+    assert [(point.step, point.value) for point in history] == [(1, 1.0)]
 
 
 def test_a_server_that_stays_away_ends_nothing(
-    silent: str, store: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    silent: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(patient, "_ANSWER_S", 1)
     monkeypatch.setattr(patient, "_LAST_RETRIES", 0)
