@@ -10,7 +10,6 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -24,7 +23,7 @@ from cellray.vocabulary import GeneVocabulary
 
 @pytest.fixture(scope="session")
 def _tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A SQLite file with MLflow's tables, which take seconds to create."""
+    """Return a SQLite file with MLflow's tables, which take seconds to create."""
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
     MlflowClient(f"sqlite:///{path}").search_experiments()
     return path
@@ -93,7 +92,7 @@ def server(server_folder: Path) -> Iterator[str]:
 def make_model(vocabulary_v2: GeneVocabulary, tmp_path: Path) -> Callable[..., str]:
     """Write a model directory; another seed gives other weights."""
 
-    def make(name: str, seed: int = 0, **provenance: Any) -> str:
+    def make(name: str, seed: int = 0, **provenance: object) -> str:
         torch.manual_seed(seed)
         model = BertForMaskedLM(bert_config("tiny", vocabulary_v2, 16))
         save_model(model, vocabulary_v2, {"corpus_digest": "c0ffee", **provenance}, str(tmp_path / name))

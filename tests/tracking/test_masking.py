@@ -69,7 +69,7 @@ def test_harmless_text_stays(text: str) -> None:
 
 
 def test_names_of_secrets() -> None:
-    secret = "password dbPassword HF_TOKEN hf-token token apiKey api_key AWS_SECRET_ACCESS_KEY awsAccessKeyId sas_token"
+    secret = "password dbPassword HF_TOKEN hf-token token apiKey api_key AWS_SECRET_ACCESS_KEY awsAccessKeyId sas_token"  # noqa: S105
     secret += " X-Amz-Signature client_secret session_token credentials passphrase private_key auth Authorization"
     assert [name for name in secret.split() if not is_secret_name(name)] == []
     open_ = (
@@ -79,7 +79,7 @@ def test_names_of_secrets() -> None:
     assert [name for name in open_.split() if is_secret_name(name)] == []
 
 
-SECRET = "hUnT3r2zq"
+SECRET = "hUnT3r2zq"  # noqa: S105
 safe = st.text(string.ascii_lowercase + string.digits, min_size=1, max_size=8)
 password = st.text("abc/@:?#%=&+!$,;~*()[]|._-", max_size=6).map(lambda tail: SECRET + tail.replace("'", ""))
 
@@ -116,7 +116,7 @@ class Options(BaseModel):
     hf_token: str = SECRET
     wrapped: SecretStr = SecretStr(SECRET)
     sources: tuple[str, ...] = ("s3://open/a@b", f"s3://key:{SECRET}@closed/b")
-    space: dict[str, object] = {"learning_rate": {"low": 1e-5, "log": True}, "password": {"x": SECRET}}  # noqa: RUF012
+    space: dict[str, object] = {"learning_rate": {"low": 1e-5, "log": True}, "password": {"x": SECRET}}
 
 
 def test_no_secret_reaches_the_store(store: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

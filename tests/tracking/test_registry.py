@@ -82,7 +82,7 @@ def test_unknown_names_list_those_there_are(store: str, make_model: Make) -> Non
             open_model(uri, store)
     with pytest.raises(InputError, match="a model is registered from a recorded run"):
         register_model(NullTracker(), directory, "atlas")
-    with pytest.raises(InputError, match="no 'config.json', 'model.safetensors'"):
+    with pytest.raises(InputError, match=r"no 'config.json', 'model.safetensors'"):
         register_model(tracker, "nowhere", "atlas")
 
 
@@ -100,7 +100,7 @@ def test_a_damaged_copy_is_fetched_again_and_damaged_artifacts_are_refused(
     stored.write_bytes(b"other")
     assert resolve_model("models:/m/1", store) == str(local)  # the copy is sound
     (local / "config.json").write_text("{}")
-    with pytest.raises(InputError, match="must be those that were registered; found other content in model.safetens"):
+    with pytest.raises(InputError, match=r"must be those that were registered; found other content in model.safetens"):
         resolve_model("models:/m/1", store)
     stored.unlink()
     with pytest.raises(InputError, match="models:/m/1: "):

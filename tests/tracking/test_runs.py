@@ -30,7 +30,7 @@ def points(store: str, run_id: str, key: str) -> list[tuple[int, float]]:
     return [(point.step, point.value) for point in MlflowClient(store).get_metric_history(run_id, key)]
 
 
-def begin(store: str, params: dict[str, object] | None = None, **options: Any) -> PatientTracker:
+def begin(store: str, params: dict[str, object] | None = None, **options: Any) -> PatientTracker:  # noqa: ANN401
     tracker = start_run(store, "tests", "a run", params or {}, options.pop("tags", {}), **options)
     assert isinstance(tracker, PatientTracker)
     return tracker
