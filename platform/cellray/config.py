@@ -34,7 +34,9 @@ TRACEBACK = "CELLRAY_TRACEBACK"
 """Environment variable: set it to see where an unexpected error came from."""
 WORKER_LOGS = "CELLRAY_WORKER_LOGS"
 """Environment variable: set it to see what Ray workers print."""
-SWITCHES = {TRACEBACK, WORKER_LOGS}
+MODEL_CACHE = "CELLRAY_CACHE"
+"""Environment variable: folder of downloaded models, default `cellray` in the user's cache folder."""
+SWITCHES = {TRACEBACK, WORKER_LOGS, MODEL_CACHE}
 
 
 class JobConfig(BaseModel):

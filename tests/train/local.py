@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 
 from cellray.data.corpora.corpus import Corpus
+from cellray.models import open_model
 from cellray.train.pretrain import PretrainConfig, make_plan
 from cellray.train.pretrain_plan import PretrainPlan
 from cellray.train.worker import Outcome, run_plan
@@ -53,7 +54,8 @@ class LocalSession:
 
 
 def plan_of(config: PretrainConfig) -> PretrainPlan:
-    return make_plan(config, Corpus.open(config.corpus), "0" * 12)
+    parent = open_model(config.model)[1] if config.model else None
+    return make_plan(config, Corpus.open(config.corpus), parent, "0" * 12)
 
 
 def train(config: PretrainConfig, session: LocalSession | None = None) -> Outcome:

@@ -17,6 +17,7 @@ from cellray.errors import InputError
 from cellray.infer.predict import PredictConfig, predict_cells
 from cellray.model.checkpoint import ModelDirectory
 from cellray.model.masked_lm import new_masked_lm
+from cellray.models import open_model
 from cellray.train.finetune import FinetuneConfig, finetune, make_plans
 from cellray.train.finetune_plan import FinetunePlan
 from cellray.train.tasks.table import read_task
@@ -32,7 +33,7 @@ CELLS = 160
 
 @pytest.fixture
 def labelled(make_h5ad: Callable[..., Path], vocabulary: GeneVocabulary, tmp_path: Path) -> str:
-    """A corpus in which the strongest gene says the kind, and the rank of a gene the age; donors of 20 cells."""
+    """Make a corpus in which the strongest gene says the kind, and the rank of a gene the age; donors of 20 cells."""
     rng = np.random.default_rng(1)
     counts = random_counts(CELLS, len(GENES), seed=1).toarray()
     kind = rng.integers(0, 3, CELLS)
@@ -89,7 +90,8 @@ def config_of(labelled: str, parent: str, tmp_path: Path) -> Callable[..., Finet
 
 def plans_of(config: FinetuneConfig) -> list[FinetunePlan]:
     corpus, task_config = Corpus.open(config.corpus), read_task(config.task)
-    return make_plans(config, corpus, task_config.open(corpus), task_config, "0" * 12)
+    parent = open_model(config.model)[1]
+    return make_plans(config, corpus, parent, task_config.open(corpus), task_config, "0" * 12)
 
 
 def train_fold(config: FinetuneConfig, fold: int = 0) -> tuple[FinetunePlan, LocalSession]:
@@ -141,6 +143,7 @@ kind = "regression"
 
 def test_several_heads_with_missing_labels(config_of: Callable[..., FinetuneConfig]) -> None:
     plan, session = train_fold(config_of(MULTITASK, epochs=10))
+    assert {f"val {n}" for n in plan.opened.metric_names()} <= {f"val {k}" for r in session.reports for k in r}
     results = {result.name: result.pooled for result in plan.opened.results([plan.answers()])}
     assert set(results) == {"kind", "sparse", "years"}
     assert results["kind"].values["accuracy"] > 0.9
@@ -207,7 +210,7 @@ def test_frozen_layers_and_lora_train_little(config_of: Callable[..., FinetuneCo
         ('task = "cell_classification"\nlabel = "colour"', {}, "'colour'; kept: kind, age, donor, sparse"),
         ('task = "cell_classification"\nlabel = "kind"\nlable = 1', {}, "lable: Extra inputs are not permitted"),
         ('task = "regression"\nlabel = "kind"', {}, "a regression needs a numeric column"),
-        (CLASSES, {"monitor": "f1"}, "--monitor: the metric to watch must be measured at validation; found 'f1'"),
+        (CLASSES, {"monitor": "f1"}, "--monitor: the metric to watch must be measured; found 'f1'"),
         (CLASSES, {"pooling": "cls"}, "cls"),
         (CLASSES, {"freeze_layers": 9}, "frozen layers must lie in 0..3"),
     ],

@@ -151,7 +151,7 @@ def embed_cells(config: EmbedConfig) -> EmbeddingManifest:
     InputError
         Corpus or model are unfinished or do not fit together, or the output holds something else.
     """
-    corpus, model = open_pair(config)
+    corpus, model, reference = open_pair(config)
     check_pooling(config.pooling, corpus.vocabulary)
     check_layer(model, config.layer)
     if config.label is not None:
@@ -164,7 +164,7 @@ def embed_cells(config: EmbedConfig) -> EmbeddingManifest:
         return done
     load_encoder(model, config.layer)  # weights that do not fit fail before actors start
     ensure_ray()
-    replica, obs_columns = config.replica(corpus, model), tuple(corpus.manifest.obs_kinds)
+    replica, obs_columns = config.replica(corpus, reference), tuple(corpus.manifest.obs_kinds)
     options = EmbedOptions(replica, config.layer, config.pooling, obs_columns)
     parts = require_records(run_units_on_actors("embed", output, units, lambda: EmbedWorker(options), config.pool))
     manifest = EmbeddingManifest(
@@ -173,7 +173,7 @@ def embed_cells(config: EmbedConfig) -> EmbeddingManifest:
         software=schema.software_versions("torch", "transformers", "pyarrow"),
         corpus=corpus.uri,
         corpus_digest=corpus.manifest.digest,
-        model=model.uri,
+        model=reference.uri,
         model_digest=model.digest,
         layer=config.layer,
         pooling=config.pooling,

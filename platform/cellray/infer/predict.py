@@ -63,7 +63,7 @@ def predict_cells(config: PredictConfig) -> PredictionManifest:
         Corpus or model are unfinished or do not fit together, the model tells nothing at this level, or the output
         holds something else.
     """
-    corpus, model = open_pair(config)
+    corpus, model, reference = open_pair(config)
     require_heads(model)
     level, specs = chosen_heads(config, model)
     obs_columns = _obs_columns(config, corpus, specs, level)
@@ -83,7 +83,7 @@ def predict_cells(config: PredictConfig) -> PredictionManifest:
     load_annotator(model)  # weights that do not fit fail before actors start
     ensure_ray()
     names = tuple(spec.name for spec in specs)
-    options = PredictOptions(config.replica(corpus, model), level, names, obs_columns)
+    options = PredictOptions(config.replica(corpus, reference), level, names, obs_columns)
     place = storage.join(output, _PARTIAL) if level == "gene" else output
     parts = require_records(run_units_on_actors("predict", place, units, lambda: PredictWorker(options), config.pool))
     if level == "gene":
@@ -94,7 +94,7 @@ def predict_cells(config: PredictConfig) -> PredictionManifest:
         software=schema.software_versions("torch", "transformers", "pyarrow"),
         corpus=corpus.uri,
         corpus_digest=corpus.manifest.digest,
-        model=model.uri,
+        model=reference.uri,
         model_digest=model.digest,
         level=level,
         heads=tuple(spec.to_json() for spec in specs),

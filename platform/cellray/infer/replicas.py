@@ -14,6 +14,7 @@ from cellray.data.session import default_threads
 from cellray.data.units import ActorPool
 from cellray.errors import InputError
 from cellray.model.checkpoint import ModelDirectory
+from cellray.models import ModelReference, open_model
 
 TOKEN_BUDGET = {"cpu": 2048, "gpu": 65536}
 """Default budgets: a CPU is fastest while a batch's activations stay in its caches, a GPU when it is full."""
@@ -23,7 +24,9 @@ class ReplicaConfig(JobConfig):
     """Options of a job that runs a model over a corpus."""
 
     corpus: str = Field(description="token corpus, from jobs.tokenize_corpus")
-    model: str = Field(description="model directory: from jobs.pretrain, or an official Geneformer one")
+    model: str = Field(
+        description="model directory, ours or an official Geneformer one, or models:/NAME@ALIAS of the registry"
+    )
     output: str = Field(description="directory or s3:// URI of the result (parquet)")
     token_budget: int | None = Field(
         None,
@@ -40,6 +43,10 @@ class ReplicaConfig(JobConfig):
     )
     gpus_per_actor: float = Field(
         0, ge=0, description="GPUs each replica reserves; above 0 the model runs on CUDA [GPUs]"
+    )
+    tracking_uri: str | None = Field(
+        None,
+        description="MLflow that knows models:/ names; default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db",
     )
 
     @field_validator("actors", mode="before")
@@ -68,12 +75,11 @@ class ReplicaConfig(JobConfig):
         """What the replicas take of the cluster."""
         return ActorPool(*self.actors, num_cpus=self.cpus_per_actor, num_gpus=self.gpus_per_actor)
 
-    def replica(self, corpus: Corpus, model: ModelDirectory) -> "Replica":
+    def replica(self, corpus: Corpus, model: ModelReference) -> "Replica":
         """Return what each replica is told."""
         return Replica(
             corpus=corpus.uri,
-            model=model.uri,
-            model_digest=model.digest,
+            model=model,
             token_budget=self.budget,
             threads=self.threads or default_threads(self.actors[1], self.cpus_per_actor),
             gpu=self.gpus_per_actor > 0,
@@ -85,8 +91,7 @@ class Replica:
     """What every replica needs; small, since it travels to each of them."""
 
     corpus: str
-    model: str
-    model_digest: str
+    model: ModelReference
     token_budget: int
     threads: int
     gpu: bool
@@ -100,23 +105,21 @@ class Replica:
             The model has other weights than when the job began, or there is no GPU.
         """
         torch.set_num_threads(self.threads)
-        model = ModelDirectory.open(self.model)
-        if model.digest != self.model_digest:
-            raise InputError(self.model, "a model may not change while it is used", "other weights", "Run again.")
-        return Corpus.open(self.corpus), model, _accelerator() if self.gpu else torch.device("cpu")
+        device = _accelerator() if self.gpu else torch.device("cpu")
+        return Corpus.open(self.corpus), self.model.open(), device
 
 
-def open_pair(config: ReplicaConfig) -> tuple[Corpus, ModelDirectory]:
-    """Open the corpus and the model of a job.
+def open_pair(config: ReplicaConfig) -> tuple[Corpus, ModelDirectory, ModelReference]:
+    """Open the corpus and the model of a job; return the name of the model for good, too.
 
     Raises
     ------
     InputError
         One of them is unfinished, or they do not fit together.
     """
-    corpus, model = Corpus.open(config.corpus), ModelDirectory.open(config.model)
+    corpus, (model, reference) = Corpus.open(config.corpus), open_model(config.model, config.tracking_uri)
     model.require_vocabulary(corpus.vocabulary, f"corpus {corpus.uri}", corpus.manifest.encoding.input_size)
-    return corpus, model
+    return corpus, model, reference
 
 
 def _accelerator() -> torch.device:

@@ -10,22 +10,26 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from cellray import schema, storage, tracking
+from cellray import schema, storage
 from cellray.config import JobConfig
 from cellray.data.corpora.corpus import Corpus
 from cellray.data.session import plain_errors
 from cellray.errors import InputError, listing
 from cellray.model.annotator_directory import save_annotator
 from cellray.model.checkpoint import CONFIG, ModelDirectory
+from cellray.models import ModelReference, open_model
 from cellray.tracking import Tracker
+from cellray.tracking.options import TrackingOptions
 from cellray.train.evaluation import HeadResult, flat_metrics, write_report
 from cellray.train.feed import spans
 from cellray.train.finetune_plan import FinetunePlan, ModelOptions, load_best
 from cellray.train.folds import TRAIN
-from cellray.train.options import GROUP_FIELDS, GroupOptions, OptimiserOptions, TrackingOptions
+from cellray.train.options import GROUP_FIELDS, GroupOptions, OptimiserOptions
 from cellray.train.order import TrainingOrder
 from cellray.train.parameters import count_parameters, merge_lora
 from cellray.train.planning import count_steps, loop_config
+from cellray.train.recording import nested, recorded, register
+from cellray.train.reports import Recorder
 from cellray.train.tasks.contract import ALL, Task
 from cellray.train.tasks.table import TaskConfig, read_task
 from cellray.train.trainer import check_resources, fit, threads_of
@@ -39,7 +43,7 @@ class _Subject(JobConfig):
     """What is trained on what."""
 
     corpus: str = Field(description="token corpus with the labels, from jobs.tokenize_corpus --obs-columns")
-    model: str = Field(description="model directory to start from: ours or an official one")
+    model: str = Field(description="model to start from: a directory, ours or an official one, or models:/NAME@ALIAS")
     task: str = Field(description="TOML file that names the task, the labels and the split")
     output: str = Field(description="directory or s3:// URI of the model; the report goes to OUTPUT.report")
 
@@ -102,32 +106,39 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
     parent = _parent(config, corpus)
     request, output = request_of(config, corpus, parent, task_config), storage.absolute(config.output)
     if (done := _finished(output, request)) is not None:
+        register(config, output, request, corpus, None)
         return done
     task: Task = task_config.open(corpus)
-    plans = make_plans(config, corpus, task, task_config, request)
+    plans = make_plans(config, corpus, parent, task, task_config, request)
     _announce(config, plans, task, corpus)
     check_resources(config)
-    tracker, trackers = _start_tracking(config, corpus, parent, plans)
-    try:
-        fit(plans, trackers, f"{output}.training")
+    facts = {"steps": plans[0].loop.steps, "cells": corpus.manifest.rows, "folds": len(task.folds)}
+    with recorded(config, f"finetune {Path(config.task).stem}", request, corpus, parent, facts) as tracker:
+        _fit(config, plans, request, tracker, f"{output}.training")
         tested = [plan.answers() for plan in plans if plan.part == TRAIN]
-        results = task.results(tested)
-        _report(f"{output}.report", task, results, task.details(tested), config, tracker)
+        _report(f"{output}.report", task, task.results(tested), task.details(tested), config, tracker)
         made = provenance(config, corpus, parent, request, task_config) | {"run": tracker.where()}
         publish(plans[-1], corpus, made, output)
-    except BaseException:
-        for each in {*trackers, tracker}:
-            each.finish("FAILED")
-        raise
+        tracker.set_tags({"model": output})
+        register(config, output, request, corpus, tracker)
     storage.remove_directory(f"{output}.training")
-    tracker.set_tags({"model": output})
-    for each in {*trackers, tracker}:
-        each.finish("FINISHED")
     return _read_result(output, tracker.where())
 
 
+def _fit(config: FinetuneConfig, plans: Sequence[FinetunePlan], request: str, tracker: Tracker, folder: str) -> None:
+    """Train; each fold has a run of its own below the job's, if there are several."""
+    if len(plans) == 1:
+        fit(plans, [Recorder(tracker, plans[0].loop.steps)], folder)
+        return
+    names = [plan.title for plan in plans]
+    keys = {name: f"{request}{name.replace(' ', '')}" for name in names}
+    with nested(tracker, config, keys) as trackers:
+        told = zip(trackers, plans, names, strict=True)
+        fit(plans, [Recorder(each, plan.loop.steps, name) for each, plan, name in told], folder)
+
+
 def make_plans(
-    config: FinetuneConfig, corpus: Corpus, task: Task, task_config: TaskConfig, request: str
+    config: FinetuneConfig, corpus: Corpus, parent: ModelReference, task: Task, task_config: TaskConfig, request: str
 ) -> list[FinetunePlan]:
     """Return a plan for each fold and, if there are several folds, one for the published model.
 
@@ -136,14 +147,19 @@ def make_plans(
     InputError
         The metric to watch is not one that is measured, or there is nothing to validate on.
     """
+    measured = ["validation_loss", *task.metric_names()]
+    if config.monitor not in measured:
+        found = f"{config.monitor!r}; measured: {listing(measured, limit=40)}"
+        raise InputError("--monitor", "the metric to watch must be measured", found, "Choose one of those.")
     folds = len(task.folds)
     wanted = [(fold, TRAIN) for fold in range(folds)] + ([(0, ALL)] if folds > 1 else [])
-    return [_plan(config, corpus, task, task_config, request, fold, part) for fold, part in wanted]
+    return [_plan(config, corpus, parent, task, task_config, request, fold, part) for fold, part in wanted]
 
 
 def _plan(
     config: FinetuneConfig,
     corpus: Corpus,
+    parent: ModelReference,
     task: Task,
     task_config: TaskConfig,
     request: str,
@@ -153,7 +169,6 @@ def _plan(
     order = TrainingOrder(spans(corpus), config.batch_size, task.selection(fold, part), config.seed)
     steps = count_steps(order, config)
     loop = loop_config(config, config, steps, order.steps(0), config.monitor, config.patience)
-    name = f"{request[:12]}-{'all' if part == ALL else f'fold-{fold}'}"
     return FinetunePlan(
         corpus=corpus.uri,
         loop=loop,
@@ -161,8 +176,8 @@ def _plan(
         precision=config.precision,
         group=GroupOptions(**{key: getattr(config, key) for key in GROUP_FIELDS}),
         threads=threads_of(config),
-        checkpoints=storage.join(f"{storage.absolute(config.output)}.training", name),
-        model=config.model,
+        checkpoints=storage.join(f"{storage.absolute(config.output)}.training", f"{request[:12]}-{fold}-{part}"),
+        model=parent,
         task=task_config,
         fold=fold,
         part=part,
@@ -179,7 +194,7 @@ def publish(plan: FinetunePlan, corpus: Corpus, provenance: dict[str, Any], uri:
     save_annotator(merge_lora(model.model), corpus.vocabulary, provenance | {"steps": step}, uri)
 
 
-def request_of(config: FinetuneConfig, corpus: Corpus, parent: ModelDirectory, task: TaskConfig) -> str:
+def request_of(config: FinetuneConfig, corpus: Corpus, parent: ModelReference, task: TaskConfig) -> str:
     """Return the digest of what was asked for: where it goes and how it is watched or shared out do not count."""
     ignored = {"corpus", "output", "model", "task", *GROUP_FIELDS, *TrackingOptions.model_fields}
     asked = config.model_dump(exclude=ignored)
@@ -187,7 +202,7 @@ def request_of(config: FinetuneConfig, corpus: Corpus, parent: ModelDirectory, t
 
 
 def provenance(
-    config: FinetuneConfig, corpus: Corpus, parent: ModelDirectory, request: str, task: TaskConfig
+    config: FinetuneConfig, corpus: Corpus, parent: ModelReference, request: str, task: TaskConfig
 ) -> dict[str, Any]:
     """Return where a model comes from."""
     return {
@@ -203,9 +218,9 @@ def provenance(
     }
 
 
-def _parent(config: FinetuneConfig, corpus: Corpus) -> ModelDirectory:
-    parent = ModelDirectory.open(config.model)
-    parent.require_vocabulary(corpus.vocabulary, f"corpus {corpus.uri}", corpus.manifest.encoding.input_size)
+def _parent(config: FinetuneConfig, corpus: Corpus) -> ModelReference:
+    model, parent = open_model(config.model, config.tracking_uri)
+    model.require_vocabulary(corpus.vocabulary, f"corpus {corpus.uri}", corpus.manifest.encoding.input_size)
     return parent
 
 
@@ -251,20 +266,6 @@ def _report(
             storage.remove_directory(uri)
         storage.publish_directory(folder, uri, last=METRICS)
     tracker.log_metrics(flat_metrics(results), 0)
-
-
-def _start_tracking(
-    config: FinetuneConfig, corpus: Corpus, parent: ModelDirectory, plans: Sequence[FinetunePlan]
-) -> tuple[Tracker, list[Tracker]]:
-    """Create the run with everything that made it."""
-    tracker = tracking.start_run(
-        config.tracking_uri,
-        config.experiment,
-        f"finetune {Path(config.task).stem}",
-        config.model_dump(exclude={"tracking_uri"}) | {"cells": corpus.manifest.rows},
-        {"corpus_digest": corpus.manifest.digest, "parent_digest": parent.digest},
-    )
-    return tracker, [tracker for _ in plans]
 
 
 def _announce(config: FinetuneConfig, plans: Sequence[FinetunePlan], task: Task, corpus: Corpus) -> None:

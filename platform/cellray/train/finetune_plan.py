@@ -17,7 +17,7 @@ from cellray.config import JobConfig
 from cellray.data.corpora.corpus import Corpus
 from cellray.model.annotator import AnnotatedEncoder
 from cellray.model.annotator_directory import start_annotator
-from cellray.model.checkpoint import ModelDirectory
+from cellray.models import ModelReference
 from cellray.train.annotation import Annotation
 from cellray.train.checkpoints import Checkpoints
 from cellray.train.contracts import Objective, Session
@@ -28,7 +28,7 @@ from cellray.train.parallel import agree
 from cellray.train.parameters import LORA_TARGETS, add_lora, freeze_layers, parameter_groups
 from cellray.train.precision import Autocast
 from cellray.train.state import load_weights
-from cellray.train.tasks.contract import Arrays, Task
+from cellray.train.tasks.contract import ALL, Arrays, Task
 from cellray.train.tasks.table import TaskConfig
 from cellray.train.worker import Outcome, TrainPlan
 
@@ -56,7 +56,7 @@ class FinetunePlan(TrainPlan):
     Attributes
     ----------
     model
-        The model directory to start from.
+        The model to start from.
     task
         What is learnt.
     fold, part
@@ -67,7 +67,7 @@ class FinetunePlan(TrainPlan):
         AdamW's.
     """
 
-    model: str
+    model: ModelReference
     task: TaskConfig
     fold: int
     part: int
@@ -86,6 +86,11 @@ class FinetunePlan(TrainPlan):
         return {name: value for name, value in self.__dict__.items() if name != "opened"}
 
     @property
+    def title(self) -> str:
+        """What to call this training."""
+        return "all cells" if self.part == ALL else f"fold {self.fold}"
+
+    @property
     def answers_uri(self) -> str:
         """Where the answers in the test part lie once the training is over."""
         return f"{self.checkpoints}.npz"
@@ -94,7 +99,7 @@ class FinetunePlan(TrainPlan):
         """Return the model that training starts from, on the CPU."""
         options, seed = self.options, self.loop.seed
         model = start_annotator(
-            ModelDirectory.open(self.model),
+            self.model.open(),
             self.opened.specs(self.fold, self.part),
             options.pooling,
             seed=seed,

@@ -246,7 +246,8 @@ class Loop:
         metrics |= {**window.metrics(), "learning_rate": max(self._scheduler.get_last_lr())}
         if validation is not None:
             metrics |= self.validate(validation)
-            self.progress.took(metrics[self._config.monitor], self._config)
+            if validation:  # a model that is trained on all cells is not judged
+                self.progress.took(metrics[self._config.monitor], self._config)
         if validation is not None or self._session.leaving():
             self.save(checkpoints, metrics)
         self._session.report({"step": self.step, **metrics}, checkpoints.take_notes())

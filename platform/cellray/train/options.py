@@ -81,12 +81,3 @@ class GroupOptions(JobConfig):
 
 GROUP_FIELDS = frozenset(GroupOptions.model_fields)
 """Options that are no part of what was asked for: a run may go on with others."""
-
-
-class TrackingOptions(JobConfig):
-    """Where the run is recorded."""
-
-    tracking_uri: str | None = Field(
-        None, description="MLflow tracking URI, or none; default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db"
-    )
-    experiment: str = Field("cellray", description="MLflow experiment")

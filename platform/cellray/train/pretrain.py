@@ -9,19 +9,23 @@ import torch
 from pydantic import Field
 from transformers import BertForMaskedLM
 
-from cellray import schema, storage, tracking
+from cellray import schema, storage
 from cellray.config import JobConfig
 from cellray.data.corpora.corpus import Corpus
 from cellray.data.session import plain_errors
 from cellray.errors import InputError
 from cellray.model.checkpoint import CONFIG, ModelDirectory, save_model
 from cellray.model.presets import bert_config
+from cellray.models import ModelReference, open_model
 from cellray.tracking import Tracker
+from cellray.tracking.options import TrackingOptions
 from cellray.train.feed import spans
-from cellray.train.options import GROUP_FIELDS, GroupOptions, OptimiserOptions, TrackingOptions
+from cellray.train.options import GROUP_FIELDS, GroupOptions, OptimiserOptions
 from cellray.train.order import RandomPart, TrainingOrder
 from cellray.train.planning import count_steps, loop_config
 from cellray.train.pretrain_plan import PretrainPlan
+from cellray.train.recording import recorded, register
+from cellray.train.reports import Recorder
 from cellray.train.state import load_weights
 from cellray.train.trainer import check_resources, fit, threads_of
 
@@ -35,7 +39,8 @@ class _Subject(JobConfig):
     output: str = Field(description="directory or s3:// URI of the model; checkpoints go to OUTPUT.training")
     preset: str = Field("tiny", description="size of a new model: tiny, v1-10m, v2-104m or v2-316m")
     model: str | None = Field(
-        None, description="model directory, ours or an official one, to go on training; --preset is not used then"
+        None,
+        description="model to go on training, not --preset: a directory, ours or official, or models:/NAME@ALIAS",
     )
     mask_probability: float = Field(0.15, gt=0, lt=1, description="share of the genes that are predicted")
     validation_fraction: float = Field(0.05, gt=0, lt=1, description="share of the cells held out")
@@ -86,21 +91,19 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
     corpus = Corpus.open(config.corpus)
     parent = _parent(config, corpus)
     request, output = _request(config, corpus, parent), storage.absolute(config.output)
-    plan = make_plan(config, corpus, request)
+    plan = make_plan(config, corpus, parent, request)
     if (done := _finished(output, request)) is not None:
+        register(config, output, request, corpus, None)
         return done
     check_resources(config)
-    tracker = _start_tracking(config, corpus, plan)
-    try:
+    name, facts = f"pretrain {config.model or config.preset}", {"steps": plan.loop.steps, "cells": corpus.manifest.rows}
+    with recorded(config, name, request, corpus, parent, facts) as tracker:
         _announce(config, plan, corpus)
-        fit([plan], [tracker], f"{output}.training")
+        fit([plan], [Recorder(tracker, plan.loop.steps)], f"{output}.training")
         result = _publish(plan, corpus, output, tracker, _provenance(config, corpus, parent, request))
-    except BaseException:
-        tracker.finish("FAILED")
-        raise
+        tracker.set_tags({"model": output})
+        register(config, output, request, corpus, tracker)
     storage.remove_directory(f"{output}.training")
-    tracker.set_tags({"model": output})
-    tracker.finish("FINISHED")
     return result
 
 
@@ -110,12 +113,12 @@ def write_initial_model(config: PretrainConfig, output: str) -> None:
     parent = _parent(config, corpus)
     request = _request(config, corpus, parent) + " initial"
     if _finished(storage.absolute(output), request) is None:
-        plan = make_plan(config, corpus, request)
+        plan = make_plan(config, corpus, parent, request)
         made = _provenance(config, corpus, parent, request) | {"steps": 0, "validation_loss": None, "run": "none"}
         save_model(plan.initial(corpus), corpus.vocabulary, made, output)
 
 
-def make_plan(config: PretrainConfig, corpus: Corpus, request: str) -> PretrainPlan:
+def make_plan(config: PretrainConfig, corpus: Corpus, parent: ModelReference | None, request: str) -> PretrainPlan:
     """Count training cells and steps.
 
     Raises
@@ -147,7 +150,7 @@ def make_plan(config: PretrainConfig, corpus: Corpus, request: str) -> PretrainP
         threads=threads_of(config),
         checkpoints=storage.join(f"{storage.absolute(config.output)}.training", f"checkpoints-{request[:12]}"),
         preset=config.preset,
-        model=config.model,
+        model=parent,
         held_fraction=fraction,
         mask_probability=config.mask_probability,
         weight_decay=config.weight_decay,
@@ -155,18 +158,18 @@ def make_plan(config: PretrainConfig, corpus: Corpus, request: str) -> PretrainP
     )
 
 
-def _parent(config: PretrainConfig, corpus: Corpus) -> ModelDirectory | None:
+def _parent(config: PretrainConfig, corpus: Corpus) -> ModelReference | None:
     """Return the model to go on with, checked against the corpus; check the preset where there is none."""
     size = corpus.manifest.encoding.input_size
     if config.model is None:
         bert_config(config.preset, corpus.vocabulary, size)  # an unknown preset fails before anything starts
         return None
-    parent = ModelDirectory.open(config.model)
-    parent.require_vocabulary(corpus.vocabulary, f"corpus {corpus.uri}", size)
+    model, parent = open_model(config.model, config.tracking_uri)
+    model.require_vocabulary(corpus.vocabulary, f"corpus {corpus.uri}", size)
     return parent
 
 
-def _request(config: PretrainConfig, corpus: Corpus, parent: ModelDirectory | None) -> str:
+def _request(config: PretrainConfig, corpus: Corpus, parent: ModelReference | None) -> str:
     """Return the digest of what was asked for: where it goes and how the run is watched or shared out do not count."""
     ignored = {"corpus", "output", "model", *GROUP_FIELDS, *TrackingOptions.model_fields}
     asked = config.model_dump(exclude=ignored)
@@ -184,18 +187,6 @@ def _finished(output: str, request: str) -> PretrainResult | None:
         raise InputError(output, "the output must be empty or hold this very result", "another model", fix)
     logger.info("%s is complete already: nothing to do", output)
     return PretrainResult(output, made["steps"], made["validation_loss"] or math.nan, made["run"])
-
-
-def _start_tracking(config: PretrainConfig, corpus: Corpus, plan: PretrainPlan) -> Tracker:
-    """Create the run with everything that made it."""
-    return tracking.start_run(
-        config.tracking_uri,
-        config.experiment,
-        f"pretrain {config.model or config.preset}",
-        config.model_dump(exclude={"tracking_uri"}) | {"steps": plan.loop.steps, "cells": corpus.manifest.rows},
-        {"corpus_digest": corpus.manifest.digest, "vocabulary_digest": corpus.vocabulary.digest}
-        | {f"version.{k}": v for k, v in schema.software_versions("ray", "torch", "transformers").items()},
-    )
 
 
 def _announce(config: PretrainConfig, plan: PretrainPlan, corpus: Corpus) -> None:
@@ -217,7 +208,7 @@ def _announce(config: PretrainConfig, plan: PretrainPlan, corpus: Corpus) -> Non
         )
 
 
-def _provenance(config: PretrainConfig, corpus: Corpus, parent: ModelDirectory | None, request: str) -> dict[str, Any]:
+def _provenance(config: PretrainConfig, corpus: Corpus, parent: ModelReference | None, request: str) -> dict[str, Any]:
     """Return where a model comes from."""
     return {
         "objective": "masked genes",

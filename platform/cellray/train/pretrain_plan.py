@@ -8,8 +8,8 @@ from torch import nn
 from transformers import BertForMaskedLM
 
 from cellray.data.corpora.corpus import Corpus
-from cellray.model.checkpoint import ModelDirectory
 from cellray.model.masked_lm import load_masked_lm, new_masked_lm
+from cellray.models import ModelReference
 from cellray.train.contracts import Objective
 from cellray.train.masked_genes import MaskedGenes
 from cellray.train.order import RandomPart, Selection
@@ -33,7 +33,7 @@ class PretrainPlan(TrainPlan):
     """
 
     preset: str
-    model: str | None
+    model: ModelReference | None
     held_fraction: float
     mask_probability: float
     weight_decay: float
@@ -44,7 +44,7 @@ class PretrainPlan(TrainPlan):
         if self.model is None:
             size = corpus.manifest.encoding.input_size
             return new_masked_lm(self.preset, corpus.vocabulary, size, self.loop.seed)
-        return load_masked_lm(ModelDirectory.open(self.model), self.loop.seed)
+        return load_masked_lm(self.model.open(), self.loop.seed)
 
     def objective(self, corpus: Corpus, device: torch.device, rank: int) -> Objective:
         """Return the masked-gene objective."""

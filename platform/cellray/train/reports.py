@@ -1,98 +1,108 @@
-"""What becomes of training reports: recorded by the tracker, shown on the driver's log."""
+"""What becomes of training reports: recorded by the trackers and shown on the log, both by the driver.
+
+Workers' reports reach Ray Train's controller, which outlives lost workers; it only passes them on. The driver made the
+runs and is their one writer, so a slow tracking server holds up nothing but this module's thread.
+"""
 
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from cellray.tracking import Tracker
 
 logger = logging.getLogger(__name__)
 
-_END = ""
-_JOIN_S = 10.0
-NOTES, PLAN = "notes", "plan"
+_JOIN_S = 60.0
+NOTES, PLAN, STEP = "notes", "plan", "step"
 
 
-class Progress:
-    """Turns reports into lines for people.
+class Recorder:
+    """Records the reports of one training and tells a person of them.
 
     Parameters
     ----------
+    tracker
+        Takes the metrics.
     steps
-        Those of the whole training.
+        Optimiser steps to be done.
+    name
+        Put before every line; empty for the only training.
     """
 
-    def __init__(self, steps: int) -> None:
-        self._steps, self._began, self._first = steps, time.monotonic(), 0
+    def __init__(self, tracker: Tracker, steps: int, name: str = "") -> None:
+        self._tracker, self._steps, self._name = tracker, steps, f"{name}, " if name else ""
+        self._began, self._first = time.monotonic(), 0
 
-    def line(self, step: int, values: dict[str, float]) -> str:
-        """Return the line for a report."""
-        self._first = self._first or step  # a training that goes on has not done the steps before in this time
-        shown = ", ".join(f"{name} {value:,.4g}" for name, value in values.items())
-        text = f"step {step:,} of {self._steps:,}: {shown}"
-        if step == self._first:
-            self._began = time.monotonic()
-            return text
-        left = (time.monotonic() - self._began) / (step - self._first) * (self._steps - step)
-        return f"{text}; about {left:,.0f} s left"
+    def take(self, metrics: Mapping[str, float], notes: Sequence[str]) -> None:
+        """Take a report: metrics, `step` among them, and notes."""
+        values = dict(metrics)
+        step = int(values.pop(STEP))
+        self._tracker.log_metrics(values, step)
+        for note in notes:
+            logger.info("%s%s", self._name, note)
+        text = ", ".join(f"{name} {value:,.4g}" for name, value in values.items())
+        logger.info("%sstep %s of %s: %s%s", self._name, f"{step:,}", f"{self._steps:,}", text, self._left(step))
 
-
-def take(tracker: Tracker, progress: Progress, values: dict[str, float], notes: Sequence[str]) -> list[str]:
-    """Record a report; return the lines that tell of it."""
-    numbers = dict(values)
-    step = int(numbers.pop("step"))
-    lines = [*notes, progress.line(step, numbers)]
-    try:
-        tracker.log_metrics(numbers, step)
-    except Exception as error:  # whatever a tracking server answers, training goes on
-        lines.append(f"step {step:,} could not be recorded: {error}")
-    return lines
+    def _left(self, step: int) -> str:
+        """Return the time left, from the steps of this process: a training may go on from an earlier one."""
+        if not self._first:
+            self._first, self._began = step, time.monotonic()
+            return ""
+        seconds = (time.monotonic() - self._began) / max(1, step - self._first) * (self._steps - step)
+        return f"; about {seconds:,.0f} s left"
 
 
-def report_relay(trackers: Sequence[Tracker], steps: Sequence[int]) -> tuple[Any, Any]:
-    """Return a Ray queue of log lines and the Ray Train callback that fills it.
+@dataclass(frozen=True)
+class Reports:
+    """Reports on their way to the driver.
 
-    The callback runs in Ray Train's controller, which outlives lost workers, so a run has one writer.
-
-    Parameters
+    Attributes
     ----------
-    trackers, steps
-        The recorder and the number of steps of each plan.
+    queue
+        A `ray.util.queue.Queue` of metrics by name, with `notes` and the number of the plan; None ends it.
+    recorders
+        One a plan.
     """
+
+    queue: Any
+    recorders: Sequence[Recorder]
+
+
+def report_relay(recorders: Sequence[Recorder]) -> tuple[Reports, Any]:
+    """Return where reports arrive, for `shown`, and the Ray Train callback that sends them there."""
     from ray.train import UserCallback
     from ray.util.queue import Queue
 
-    lines, progress = Queue(actor_options={"num_cpus": 0}), [Progress(number) for number in steps]
+    queue = Queue(actor_options={"num_cpus": 0})
 
     class Relay(UserCallback):  # type: ignore[misc]
-        """Records and passes on the reports of rank 0."""
+        """Passes on the reports of rank 0."""
 
         def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:  # noqa: ANN401
             """Take one report."""
-            values = dict(metrics[0])
-            plan, notes = values.pop(PLAN), values.pop(NOTES)
-            for line in take(trackers[plan], progress[plan], values, notes):
-                lines.put(line)
+            queue.put(dict(metrics[0]))
 
-    return lines, Relay()
+    return Reports(queue, recorders), Relay()
 
 
 @contextmanager
-def shown(lines: Any) -> Iterator[None]:  # noqa: ANN401  # a ray.util.queue.Queue
-    """Log the lines of a queue while the block runs."""
+def shown(reports: Reports) -> Iterator[None]:
+    """Record and log reports while the block runs; what has arrived is recorded before it is left."""
 
-    def log() -> None:
-        while (line := lines.get()) != _END:
-            logger.info("%s", line)
+    def take() -> None:
+        while (values := reports.queue.get()) is not None:
+            notes = values.pop(NOTES)
+            reports.recorders[values.pop(PLAN)].take(values, notes)
 
-    thread = threading.Thread(target=log, daemon=True)
+    thread = threading.Thread(target=take, daemon=True)
     thread.start()
     try:
         yield
     finally:
-        lines.put(_END)
+        reports.queue.put(None)
         thread.join(_JOIN_S)
-        lines.shutdown()
+        reports.queue.shutdown()

@@ -13,9 +13,8 @@ from typing import Any
 from cellray import storage
 from cellray.data.session import default_threads, ensure_ray
 from cellray.errors import InputError
-from cellray.tracking import Tracker
 from cellray.train.options import GroupOptions
-from cellray.train.reports import NOTES, PLAN, report_relay, shown
+from cellray.train.reports import NOTES, PLAN, Recorder, report_relay, shown
 from cellray.train.worker import Outcome, TrainPlan, run_plan
 
 logger = logging.getLogger(__name__)
@@ -94,15 +93,15 @@ def check_resources(group: GroupOptions) -> None:
             )
 
 
-def fit(plans: Sequence[TrainPlan], trackers: Sequence[Tracker], folder: str) -> list[Outcome]:
+def fit(plans: Sequence[TrainPlan], recorders: Sequence[Recorder], folder: str) -> list[Outcome]:
     """Run plans to their end, one after the other, by one group of workers.
 
     Parameters
     ----------
     plans
         At least one; all for the same kind of group.
-    trackers
-        Each records one plan.
+    recorders
+        Each takes the reports of one plan.
     folder
         URI of a folder for what Ray Train keeps of the run.
 
@@ -116,7 +115,7 @@ def fit(plans: Sequence[TrainPlan], trackers: Sequence[Tracker], folder: str) ->
 
     group, (low, high) = plans[0].group, plans[0].group.num_workers
     filesystem, storage_path = _arrow_filesystem(folder)
-    lines, callback = report_relay(trackers, [plan.loop.steps for plan in plans])
+    reports, callback = report_relay(recorders)
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"plans": list(plans)},
@@ -134,7 +133,7 @@ def fit(plans: Sequence[TrainPlan], trackers: Sequence[Tracker], folder: str) ->
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
-    with shown(lines):
+    with shown(reports):
         outcomes: list[Outcome] = trainer.fit().return_value
     for outcome in outcomes:
         for note in outcome.notes:

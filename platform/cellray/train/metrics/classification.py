@@ -18,6 +18,19 @@ from cellray.train.metrics.nan_json import finite_or_null
 
 _SUM_TOLERANCE = 1e-2  # of probabilities computed in half precision
 
+CLASSIFICATION_FIGURES = (
+    "accuracy",
+    "balanced_accuracy",
+    "macro_f1",
+    "macro_roc_auc",
+    "macro_pr_auc",
+    "weighted_f1",
+    "log_loss",
+    "brier",
+    "ece",
+)
+"""Names of the figures in `ClassificationMetrics.values`."""
+
 
 @dataclass(frozen=True)
 class ClassificationMetrics:

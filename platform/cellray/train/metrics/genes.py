@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from cellray.train.metrics.classification import ClassificationMetrics, classification_metrics
 from cellray.train.metrics.nan_json import finite_or_null
 
+TOKEN_FIGURES = ("accuracy", "balanced_accuracy", "macro_f1")
+
 
 @dataclass(frozen=True)
 class GeneSums:
@@ -152,7 +154,7 @@ def _per_token(given_gc: NDArray[np.int64], code_g: NDArray[np.integer], c: int)
     support, predicted, right = confusion_cc.sum(axis=1), confusion_cc.sum(axis=0), confusion_cc.diagonal()
     there = support > 0
     if not there.any():
-        return dict.fromkeys(("accuracy", "balanced_accuracy", "macro_f1"), float("nan"))
+        return dict.fromkeys(TOKEN_FIGURES, float("nan"))
     return {
         "accuracy": float(right.sum() / support.sum()),
         "balanced_accuracy": float((right[there] / support[there]).mean()),

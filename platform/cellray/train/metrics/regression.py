@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 from cellray.errors import InputError
 from cellray.train.metrics.nan_json import finite_or_null
 
+REGRESSION_FIGURES = ("r2", "pearson", "spearman", "mae", "rmse")
+"""Names of the figures in `RegressionMetrics.values`."""
+
 
 @dataclass(frozen=True)
 class RegressionMetrics:

@@ -16,6 +16,8 @@ from cellray.model.heads import HeadSpec
 from cellray.train.contracts import Batch
 from cellray.train.evaluation import HeadResult, flat_metrics, head_result
 from cellray.train.folds import UNUSED, Folds, SplitConfig, cell_folds
+from cellray.train.metrics.classification import CLASSIFICATION_FIGURES
+from cellray.train.metrics.regression import REGRESSION_FIGURES
 from cellray.train.order import AssignedPart, Selection
 from cellray.train.parallel import gather_from_all
 from cellray.train.tasks.contract import ALL, Arrays
@@ -145,6 +147,16 @@ class CellTask:
         found = flat_metrics(self.results([arrays]))
         kept = {name: value for name, value in found.items() if not name.endswith("_std")}
         return {name.split("/", 1)[1]: value for name, value in kept.items()} if len(self.labels) == 1 else kept
+
+    def metric_names(self) -> list[str]:
+        """Return the names of the figures of all heads."""
+        names = {
+            name: CLASSIFICATION_FIGURES if isinstance(label, ClassLabels) else REGRESSION_FIGURES
+            for name, label in self.labels.items()
+        }
+        if len(names) == 1:
+            return list(next(iter(names.values())))
+        return [f"{head}/{figure}" for head, figures in names.items() for figure in figures]
 
     def results(self, tested: Sequence[Arrays]) -> list[HeadResult]:
         """Return the figures of each head."""

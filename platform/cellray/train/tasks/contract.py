@@ -34,7 +34,7 @@ class Scores(Protocol):
 
 
 class Task(Protocol):
-    """What is learnt; see `cellray.train.tasks.cells.CellTask` for one of cells and `genes.GeneTask` for one of genes."""
+    """What is learnt; see `CellTask` in `cells` for one of cells and `GeneTask` in `genes` for one of genes."""
 
     @property
     def folds(self) -> Folds:
@@ -67,6 +67,10 @@ class Task(Protocol):
 
     def metrics(self, fold: int, part: int, arrays: Arrays) -> dict[str, float]:
         """Return the figures of a part of a fold; `HEAD/NAME`, or `NAME` where there is one head."""
+        ...
+
+    def metric_names(self) -> list[str]:
+        """Return the names of the figures that `metrics` gives."""
         ...
 
     def results(self, tested: Sequence[Arrays]) -> list[HeadResult]:

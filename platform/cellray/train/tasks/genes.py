@@ -14,9 +14,10 @@ from cellray.config import JobConfig
 from cellray.data.corpora.corpus import Corpus
 from cellray.model.heads import NO_LABEL, HeadSpec
 from cellray.train.contracts import Batch
-from cellray.train.evaluation import HeadResult, head_result
+from cellray.train.evaluation import HeadResult, gene_head_result
 from cellray.train.folds import TEST, VALIDATION, Folds, SplitConfig, gene_folds
-from cellray.train.metrics.genes import GeneSums, gene_metrics
+from cellray.train.metrics.classification import CLASSIFICATION_FIGURES
+from cellray.train.metrics.genes import TOKEN_FIGURES, GeneMetrics, GeneSums, gene_metrics
 from cellray.train.metrics.nan_json import finite_or_null
 from cellray.train.order import RandomPart, Selection
 from cellray.train.parallel import gather_from_all
@@ -109,35 +110,37 @@ class GeneTask:
 
     def metrics(self, fold: int, part: int, arrays: Arrays) -> dict[str, float]:
         """Return figures by gene, and by token under `token/NAME`."""
-        chosen = self._chosen(fold, part)
-        sums = GeneSums(arrays["probability"], arrays["given"])
-        if not (sums.seen_v[self.labels.token_g[chosen]] > 0).any():
+        found = self._scored(fold, part, arrays)
+        if not found.tokens:
             return {}
-        found = gene_metrics(sums, self.labels.token_g[chosen], self.labels.code_g[chosen], self.labels.classes)
-        by_token = {f"token/{name}": value for name, value in found.per_token.items()}
-        return {**found.per_gene.values, **by_token}
+        return {**found.per_gene.values, **{f"token/{name}": value for name, value in found.per_token.items()}}
+
+    def metric_names(self) -> list[str]:
+        """Return the names of the figures by gene and by token."""
+        return [*CLASSIFICATION_FIGURES, *(f"token/{name}" for name in TOKEN_FIGURES)]
 
     def results(self, tested: Sequence[Arrays]) -> list[HeadResult]:
         """Return the figures of the genes that were met, each counting once."""
-        outputs, truths = [], []
-        for fold, arrays in enumerate(tested):
-            own = self.folds.rows(fold, TEST)
-            sums = GeneSums(arrays["probability"], arrays["given"])
-            seen = own[sums.seen_v[self.labels.token_g[own]] > 0]
-            outputs.append(sums.mean_gc(self.labels.token_g[seen]))
-            truths.append(self.labels.code_g[seen])
-        return [head_result(self.config.name, outputs, truths, self.labels.classes)]
+        return [gene_head_result(self.config.name, [self._scored(i, TEST, each) for i, each in enumerate(tested)])]
 
     def details(self, tested: Sequence[Arrays]) -> dict[str, Any]:
         """Return genes by class, those that could not be used, and the figures by token of each fold."""
-        by_token = [self.metrics(fold, TEST, arrays) for fold, arrays in enumerate(tested)]
+        of_folds = [self._scored(fold, TEST, arrays) for fold, arrays in enumerate(tested)]
         return {
-            "per_token": [finite_or_null(row) for row in by_token],
+            "per_token": [finite_or_null(each.per_token) for each in of_folds],
+            "tokens": [each.tokens for each in of_folds],
+            "genes_never_seen": [each.never_seen for each in of_folds],
             "genes": self.labels.counts,
             "not_in_vocabulary": {name: list(genes) for name, genes in self.labels.unknown.items()},
             "without_median": {name: list(genes) for name, genes in self.labels.without_median.items()},
             "named_again": self.labels.repeated,
         }
+
+    def _scored(self, fold: int, part: int, arrays: Arrays) -> GeneMetrics:
+        chosen = np.flatnonzero(self._chosen(fold, part))
+        names = [self.labels.genes[g] for g in chosen.tolist()]
+        sums, labels = GeneSums(arrays["probability"], arrays["given"]), self.labels
+        return gene_metrics(sums, names, labels.token_g[chosen], labels.code_g[chosen], labels.classes)
 
     def _chosen(self, fold: int, part: int) -> NDArray[np.bool_]:
         own = self.folds.part_kn[fold]

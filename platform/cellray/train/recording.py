@@ -1,0 +1,73 @@
+"""The recorded run of a training job: begun with what made it, ended as the job ends, its model registered."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from cellray.data.corpora.corpus import Corpus
+from cellray.models import ModelReference
+from cellray.tracking import Tracker, start_run
+from cellray.tracking.options import TrackingOptions, register_published
+from cellray.tracking.record import Lineage, record_origin
+
+
+@contextmanager
+def recorded(
+    config: TrackingOptions,
+    name: str,
+    request: str,
+    corpus: Corpus,
+    parent: ModelReference | None,
+    facts: Mapping[str, object],
+) -> Iterator[Tracker]:
+    """Yield the run of a job: a new one, or the unfinished one of the same request.
+
+    Parameters
+    ----------
+    config
+        The job's whole configuration.
+    name
+        For people.
+    request
+        Digest of what was asked for.
+    corpus, parent
+        What the model is made from.
+    facts
+        More parameters, as the number of steps.
+    """
+    tracker = start_run(config.tracking_uri, config.experiment, name, dict(facts), {}, key=request)
+    try:
+        lineage = Lineage(
+            corpus=corpus.uri,
+            corpus_digest=corpus.manifest.digest,
+            vocabulary_digest=corpus.vocabulary.digest,
+            parent_model=parent.uri if parent else None,
+            parent_digest=parent.digest if parent else None,
+        )
+        record_origin(tracker, config, lineage)
+        yield tracker
+    except BaseException:
+        tracker.finish("FAILED")
+        raise
+    tracker.finish("FINISHED")
+
+
+@contextmanager
+def nested(parent: Tracker, config: TrackingOptions, names: Mapping[str, str]) -> Iterator[list[Tracker]]:
+    """Yield a run below another for each name; keys by name, see `recorded`."""
+    trackers = [
+        start_run(config.tracking_uri, config.experiment, name, {}, {}, key=key, parent=parent)
+        for name, key in names.items()
+    ]
+    try:
+        yield trackers
+    except BaseException:
+        for tracker in trackers:
+            tracker.finish("FAILED")
+        raise
+    for tracker in trackers:
+        tracker.finish("FINISHED")
+
+
+def register(config: TrackingOptions, model: str, request: str, corpus: Corpus, tracker: Tracker | None) -> None:
+    """Register a published model as the options say; without a tracker, as one that was made before."""
+    register_published(config, model, tracker, key=request, tags={"corpus_digest": corpus.manifest.digest})
