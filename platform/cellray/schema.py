@@ -6,7 +6,7 @@ depends on when or by how many workers they were made, so equal work gives equal
 
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any, Literal, Self
 
@@ -29,8 +29,6 @@ N_COUNTS = "n_counts"
 SOURCE_ROW = "source_row"
 EMBEDDING = "embedding"
 GENE = "gene"
-CELLS = "cells"
-TOKEN = "token"  # noqa: S105  # no secret
 RESERVED_COLUMNS = (INPUT_IDS, LENGTH, CELL_ID, N_COUNTS, SOURCE_ROW, EMBEDDING, GENE)
 """Names an obs column may not bear."""
 
@@ -91,49 +89,6 @@ def embedding_schema(width: int, obs: pa.Schema, *, per_gene: bool) -> pa.Schema
             *([pa.field(GENE, pa.string(), nullable=False)] if per_gene else []),
             pa.field(EMBEDDING, pa.list_(pa.float32(), width), nullable=False),
             *obs,
-        ]
-    )
-
-
-def prediction_fields(heads: Mapping[str, Sequence[str]]) -> list[pa.Field]:
-    """Return the columns of predictions.
-
-    A classification `NAME` gives `NAME` (the likeliest class), `NAME_probability` (its probability) and
-    `NAME.probability.CLASS` for each class; a regression gives `NAME`, in its own unit.
-
-    Parameters
-    ----------
-    heads
-        Name of each head to its classes; none for a regression.
-    """
-    fields = []
-    for name, classes in heads.items():
-        columns = [probability_column(name), *(probability_column(name, label) for label in classes)] if classes else []
-        fields.append(pa.field(name, pa.string() if classes else pa.float32(), nullable=False))
-        fields.extend(pa.field(column, pa.float32(), nullable=False) for column in columns)
-    return fields
-
-
-def probability_column(head: str, label: str | None = None) -> str:
-    """Return the column with the probability of a class, default: of the likeliest."""
-    return f"{head}_probability" if label is None else f"{head}.probability.{label}"
-
-
-def prediction_schema(heads: Mapping[str, Sequence[str]], obs: Sequence[pa.Field], *, level: str) -> pa.Schema:
-    """Return the schema of predictions: a row for each cell, each gene (over all cells) or each token of a cell."""
-    cell = [pa.field(CELL_ID, pa.string(), nullable=False), pa.field(SOURCE_ROW, pa.int64(), nullable=False)]
-    gene = pa.field(GENE, pa.string(), nullable=False)
-    keys = {"cell": cell, "gene": [gene, pa.field(CELLS, pa.int64(), nullable=False)], "token": [*cell, gene]}
-    return pa.schema([*keys[level], *prediction_fields(heads), *obs])
-
-
-def gene_sum_schema(widths: Mapping[str, int]) -> pa.Schema:
-    """Return the schema of what one row range adds to the predictions of genes: sums over its cells, by token id."""
-    return pa.schema(
-        [
-            pa.field(TOKEN, pa.int32(), nullable=False),
-            pa.field(CELLS, pa.int64(), nullable=False),
-            *(pa.field(f"sum.{name}", pa.list_(pa.float64(), n), nullable=False) for name, n in widths.items()),
         ]
     )
 
@@ -366,29 +321,6 @@ class EmbeddingManifest(Manifest):
     layer: int
     pooling: str
     width: int
-
-
-class PredictionManifest(Manifest):
-    """Manifest of predictions.
-
-    Attributes
-    ----------
-    level
-        What a row is: a `cell`, a `gene` over all cells, or a `token`, which is a gene of a cell.
-    heads
-        What was told, as the model's `provenance.json` describes it.
-    renamed
-        Obs columns that bear another name, since a prediction has theirs.
-    """
-
-    artefact: Literal["predictions"] = "predictions"
-    corpus: str
-    corpus_digest: str
-    model: str
-    model_digest: str
-    level: str
-    heads: tuple[dict[str, Any], ...]
-    renamed: dict[str, str] = {}
 
 
 def software_versions(*packages: str) -> dict[str, str]:

@@ -17,7 +17,7 @@ from cellray.data.publishing import finished, publish_manifest
 from cellray.data.session import ensure_ray, plain_errors
 from cellray.data.units import require_records, run_units_on_actors
 from cellray.infer.replicas import Replica, ReplicaConfig, open_pair
-from cellray.model.encoder import CellEncoder, check_layer, load_encoder
+from cellray.model.encoder import CellEncoder, check_layer, first_hidden_states, load_encoder
 from cellray.model.pooling import CELL_POOLINGS, Pooling, check_pooling, is_gene_token
 from cellray.schema import EmbeddingManifest
 
@@ -76,12 +76,13 @@ def embed_rows(
         input_ids_nl = torch.from_numpy(rows.pad(chosen, encoder.pad_id)).to(gene_v.device)
         gene_nl = gene_v[input_ids_nl]
         with torch.inference_mode():
-            hidden_nld = encoder(input_ids_nl)
-            if pooling == PER_GENE:
-                per_gene = hidden_nld[gene_nl].float().cpu().split(gene_nl.sum(1).tolist())
+            if pooling == "cls":
+                result = list(first_hidden_states(encoder.bert, input_ids_nl, encoder.pad_id).float().cpu().numpy())
+            elif pooling == PER_GENE:
+                per_gene = encoder(input_ids_nl)[gene_nl].float().cpu().split(gene_nl.sum(1).tolist())
                 result = [tensor.numpy() for tensor in per_gene]
             else:
-                result = list(CELL_POOLINGS[pooling](hidden_nld, gene_nl).cpu().numpy())
+                result = list(CELL_POOLINGS[pooling](encoder(input_ids_nl), gene_nl).cpu().numpy())
         for index, embedding in zip(chosen, result, strict=True):
             out[index] = embedding
     return out

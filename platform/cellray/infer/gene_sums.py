@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cellray import schema
+from cellray import prediction_schema
 from cellray.model.heads import HeadSpec
 
 
@@ -48,8 +48,8 @@ class GeneSums:
 
     def add_table(self, table: pa.Table) -> None:
         """Add the sums of another row range."""
-        tokens_m = table[schema.TOKEN].to_numpy()
-        self._cells_v[tokens_m] += table[schema.CELLS].to_numpy()
+        tokens_m = table[prediction_schema.TOKEN].to_numpy()
+        self._cells_v[tokens_m] += table[prediction_schema.CELLS].to_numpy()
         for name, sums_vc in self._sums_vc.items():
             sums = table[f"sum.{name}"].combine_chunks().flatten().to_numpy()
             sums_vc[tokens_m] += sums.reshape(-1, self._widths[name])
@@ -61,7 +61,7 @@ class GeneSums:
             pa.FixedSizeListArray.from_arrays(pa.array(sums_vc[seen].reshape(-1)), self._widths[name])
             for name, sums_vc in self._sums_vc.items()
         ]
-        wanted = schema.gene_sum_schema(self._widths)
+        wanted = prediction_schema.gene_sum_schema(self._widths)
         return pa.table([pa.array(seen.astype(np.int32)), pa.array(self._cells_v[seen]), *sums], schema=wanted)
 
     def means(self) -> tuple[NDArray[np.int64], NDArray[np.int64], dict[str, NDArray[np.float64]]]:

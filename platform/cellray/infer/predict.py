@@ -7,7 +7,7 @@ from typing import Literal
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from cellray import schema, storage
+from cellray import prediction_schema, schema, storage
 from cellray.data.corpora.corpus import Corpus, read_rows
 from cellray.data.parts import PartWriter, Unit, make_part
 from cellray.data.publishing import finished, publish_manifest
@@ -20,12 +20,13 @@ from cellray.infer.replicas import ReplicaConfig, open_pair
 from cellray.model.annotator_directory import load_annotator, require_heads
 from cellray.model.checkpoint import ModelDirectory
 from cellray.model.heads import HeadSpec
-from cellray.schema import PartRecord, PredictionManifest
+from cellray.prediction_schema import PredictionManifest
+from cellray.schema import PartRecord
 
 logger = logging.getLogger(__name__)
 
 _HEAD_LEVEL = {"cell": "cell", "gene": "gene", "token": "gene"}
-_KEYS = {schema.CELL_ID, schema.SOURCE_ROW, schema.GENE, schema.CELLS}
+_KEYS = {schema.CELL_ID, schema.SOURCE_ROW, schema.GENE, prediction_schema.CELLS}
 _PARTIAL = "partial"  # sums of row ranges, removed when the genes are published
 
 
@@ -126,7 +127,7 @@ def chosen_heads(config: PredictConfig, model: ModelDirectory) -> tuple[str, lis
 
 def _obs_columns(config: PredictConfig, corpus: Corpus, specs: Sequence[HeadSpec], level: str) -> dict[str, str]:
     """Return the columns to copy and their names: one that a prediction bears too gets `obs.` in front."""
-    made = [field.name for field in schema.prediction_fields({spec.name: spec.classes for spec in specs})]
+    made = [field.name for field in prediction_schema.prediction_fields({spec.name: spec.classes for spec in specs})]
     twice = {name for name in made if made.count(name) > 1} | (set(made) & _KEYS)
     if twice:
         rule = "each prediction needs a column of its own"
@@ -161,7 +162,7 @@ def _join_genes(
         sums.add_table(read_rows(part.uri_in(place), 0, part.rows))
     tokens, cells, means = sums.means()
     names = pa.array([corpus.vocabulary.gene_of_token[int(token)] for token in tokens], pa.string())
-    wanted = schema.prediction_schema({spec.name: spec.classes for spec in specs}, (), level="gene")
+    wanted = prediction_schema.prediction_schema({spec.name: spec.classes for spec in specs}, (), level="gene")
     table = pa.table([names, pa.array(cells), *answer_columns(specs, means)], schema=wanted)
 
     def write(unit: Unit, open_part: Callable[[pa.Schema], PartWriter]) -> None:

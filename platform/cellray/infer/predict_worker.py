@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from cellray import schema
+from cellray import prediction_schema, schema
 from cellray.data.collate import TokenRows, token_budget_batches
 from cellray.data.parts import PartWriter, Unit
 from cellray.infer.gene_sums import GeneSums
@@ -99,7 +99,7 @@ def _ask(
 
 
 def answer_columns(specs: Sequence[HeadSpec], answers: Mapping[str, NDArray[np.floating]]) -> list[pa.Array]:
-    """Return answers as columns, in the order of `schema.prediction_fields`."""
+    """Return answers as columns, in the order of `prediction_schema.prediction_fields`."""
     columns = []
     for spec in specs:
         answer = answers[spec.name].astype(np.float32)
@@ -136,7 +136,9 @@ class PredictWorker:
         """Return the schema of rows that name their cell."""
         kinds = {new: table.schema.field(old).type for old, new in self._options.obs_columns.items()}
         obs = [pa.field(name, kind) for name, kind in kinds.items()]
-        return schema.prediction_schema({s.name: s.classes for s in self._specs}, obs, level=self._options.level)
+        return prediction_schema.prediction_schema(
+            {s.name: s.classes for s in self._specs}, obs, level=self._options.level
+        )
 
     def _cells(self, table: pa.Table, open_part: Callable[[pa.Schema], PartWriter]) -> None:
         """Write a row for each cell."""
@@ -165,7 +167,7 @@ class PredictWorker:
 
     def _genes(self, table: pa.Table, open_part: Callable[[pa.Schema], PartWriter]) -> None:
         """Write the sums of the answers about each gene, in float64, and the cells that have it."""
-        part = open_part(schema.gene_sum_schema({spec.name: spec.width for spec in self._specs}))
+        part = open_part(prediction_schema.gene_sum_schema({spec.name: spec.width for spec in self._specs}))
         sums = GeneSums(self._specs, len(self._corpus.vocabulary))
         for start in range(0, table.num_rows, _CELLS_OF_TOKENS):
             rows = TokenRows.from_arrow(table.slice(start, _CELLS_OF_TOKENS)[schema.INPUT_IDS])

@@ -8,13 +8,13 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from cellray import schema, storage
+from cellray import prediction_schema, schema, storage
 from cellray.data.corpora.corpus import Corpus, read_rows
 from cellray.errors import InputError
 from cellray.infer.predict import free_names
 from cellray.infer.results import MARKS, sources_obs
 from cellray.model.heads import HeadSpec
-from cellray.schema import PredictionManifest
+from cellray.prediction_schema import PredictionManifest
 
 PREDICTED = MARKS["predictions"]
 
@@ -100,7 +100,7 @@ def _placed(predictions: Predictions, corpus: Corpus) -> dict[str, Any]:
     place = first[source] + table[schema.SOURCE_ROW].to_numpy()
     placed: dict[str, Any] = {}
     for spec in predictions.heads:
-        for field in schema.prediction_fields({spec.name: spec.classes}):
+        for field in prediction_schema.prediction_fields({spec.name: spec.classes}):
             name = field.name.replace("/", "|")
             if name in placed:
                 fix = "Rename a class when fine-tuning, or leave out --h5ad."

@@ -138,7 +138,7 @@ class AnnotatedEncoder(nn.Module):
 
     def _states(self, input_ids_nl: Tensor, levels: Collection[str]) -> dict[str, Tensor]:
         """Return what the heads of each level are applied to, in float32: a vector a cell, or a vector a token."""
-        if levels == {"cell"} and self.pooling_name == "cls" and self._can_skip:
+        if levels == {"cell"} and self.pooling_name == "cls" and self.bert.config._attn_implementation == "sdpa":
             return {"cell": first_hidden_states(self.bert, input_ids_nl, self.pad_id).float()}
         hidden_nld = hidden_states(self.bert, input_ids_nl, self.pad_id)
         with torch.autocast(input_ids_nl.device.type, enabled=False):
@@ -146,8 +146,3 @@ class AnnotatedEncoder(nn.Module):
             if "cell" in levels:
                 states["cell"] = self.pooling(hidden_nld, self.gene_positions(input_ids_nl))
         return {level: states[level] for level in sorted(levels)}
-
-    @property
-    def _can_skip(self) -> bool:
-        """Whether the last layer may be computed for one row: there is one, and attention is the known one."""
-        return len(self.bert.encoder.layer) > 0 and self.bert.config._attn_implementation == "sdpa"

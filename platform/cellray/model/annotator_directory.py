@@ -72,6 +72,9 @@ def start_annotator(
     model.require_vocabulary(known, "the corpus", 0)
     check_heads(heads)
     check_head_pooling(pooling, known)
+    if pooling == "attention" and all(spec.level == "gene" for spec in heads):
+        rule = "needs a head at cell level, or nothing would train it"
+        raise InputError("pooling attention", rule, "heads at gene level alone", "Use cell.")
     with model.files() as directory:
         bert = load_layers(model, emb_layer, directory)
         made = AnnotatedEncoder(bert, heads, pooling, known, dropout=dropout, seed=seed, emb_layer=emb_layer)

@@ -69,11 +69,13 @@ def first_hidden_states(bert: BertModel, input_ids_nl: Tensor, pad_id: int) -> T
     """Return the last hidden state of each row's first token, `<cls>`. Shape (cells, hidden).
 
     Equal to `hidden_states(...)[:, 0]`; but the last layer, whose other rows nobody reads, computes keys and values
-    for them and nothing else.
+    for them and nothing else. For the attention `load_layers` chooses, `sdpa`.
     """
     present_nl = input_ids_nl != pad_id
     mask = None if bool(present_nl.all()) else present_nl[:, None, None, :]  # over heads and queries
-    hidden_nld = bert.embeddings(input_ids=input_ids_nl)
+    hidden_nld: Tensor = bert.embeddings(input_ids=input_ids_nl)
+    if not len(bert.encoder.layer):
+        return hidden_nld[:, 0]
     last: Any = bert.encoder.layer[-1]
     for layer in bert.encoder.layer[:-1]:
         hidden_nld = layer(hidden_nld, mask)

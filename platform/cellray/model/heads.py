@@ -59,8 +59,8 @@ class HeadSpec:
             ("a classification needs two classes at least", classifies and len(self.classes) < 2, self.classes),
             ("classes must be distinct", len(set(self.classes)) < len(self.classes), listing(self.classes)),
             ("a class needs a name", not all(isinstance(c, str) and c for c in self.classes), listing(self.classes)),
-            ("mean must be finite", not _is_finite(self.mean), self.mean),
-            ("std must be positive and finite", not _is_finite(self.std) or self.std <= 0, self.std),
+            ("mean must be a finite float", not _is_finite(self.mean), self.mean),
+            ("std must be a positive, finite float", not _is_finite(self.std) or self.std <= 0, self.std),
         ):
             if broken:
                 raise InputError(f"head {self.name!r}", rule, str(found), "Correct the task.")
