@@ -1,0 +1,68 @@
+"""What training computes in, and its trades of time for memory: autocast, activations computed twice, compilation.
+
+Weights and the optimiser's state are float32 throughout; autocast lets matrix products run in bfloat16.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal, get_args
+
+import torch
+from transformers import PreTrainedModel
+
+from cellray.errors import InputError
+
+Precision = Literal["auto", "float32", "bf16"]
+
+
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """Return what matrix products run in; None = float32, without autocast.
+
+    Parameters
+    ----------
+    precision
+        `float32`, `bf16`, or `auto`: bf16 on GPUs that have it, else float32.
+    device
+        Where to compute.
+
+    Raises
+    ------
+    InputError
+        The precision is unknown, or bf16 where the device has none.
+    """
+    if precision not in get_args(Precision):
+        rule = f"must be one of {', '.join(get_args(Precision))}"
+        raise InputError("--precision", rule, repr(precision), "Choose one of them.")
+    has_bf16 = _has_bf16(device)
+    if precision == "bf16" and not has_bf16:
+        fix = "Use --precision auto, which takes float32 there."
+        raise InputError("--precision bf16", "needs a device that computes in bfloat16", f"device {device}", fix)
+    wanted = precision == "bf16" or (precision == "auto" and device.type == "cuda" and has_bf16)
+    return torch.bfloat16 if wanted else None
+
+
+def _has_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu"
+
+
+def autocast(dtype: torch.dtype | None, device: torch.device) -> AbstractContextManager[object]:
+    """Return the context in which to run the forward pass."""
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Keep only each layer's input for the backward pass and compute the rest again: less memory, a third more work.
+
+    Dropout is drawn alike both times. The non-reentrant kind works with DDP, FSDP2 and frozen layers.
+    """
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def compile_layers(model: PreTrainedModel, backend: str = "inductor") -> None:
+    """Compile each transformer layer in place, for rows of any length; names of weights stay.
+
+    Layers are alike and compile once, and what lies between (looking up masked positions) needs no compilation.
+    """
+    for layer in model.base_model.encoder.layer:
+        layer.compile(dynamic=True, backend=backend)
