@@ -56,7 +56,9 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
 
     Dropout is drawn alike both times. The non-reentrant kind works with DDP, FSDP2 and frozen layers.
     """
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    # transformers gave the method a new name in 5.2x and warns of the old one
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def compile_layers(model: PreTrainedModel, backend: str = "inductor") -> None:
