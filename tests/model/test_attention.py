@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModelForMaskedLM, BertForMaskedLM
 
 from cellray.model import cpu_attention
@@ -44,7 +44,7 @@ def test_attention_with_dropout_is_torchs(
     torch.manual_seed(1)
     ours = attention_with_dropout(*query_key_value, allowed, 0.3, 0.2)
     torch.manual_seed(1)
-    theirs = F.scaled_dot_product_attention(*query_key_value, attn_mask=allowed, dropout_p=0.3, scale=0.2)
+    theirs = scaled_dot_product_attention(*query_key_value, attn_mask=allowed, dropout_p=0.3, scale=0.2)
     found, expected = (out_and_gradients(out, query_key_value) for out in (ours, theirs))
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)

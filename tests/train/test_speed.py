@@ -221,7 +221,7 @@ def test_precision_by_device(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has_it=has_it: has_it)
         assert autocast_dtype("auto", gpu) == wanted
-    with pytest.raises(InputError, match="--precision bf16: needs a device that computes in bfloat16; found device cuda"):
+    with pytest.raises(InputError, match="bf16: needs a device that computes in bfloat16; found device cuda"):
         autocast_dtype("bf16", gpu)
     with pytest.raises(InputError, match="must be one of auto, float32, bf16; found 'fp8'"):
         autocast_dtype("fp8", CPU)
@@ -280,3 +280,19 @@ def test_layers_compile_once_for_all_lengths(vocabulary: GeneVocabulary) -> None
         batch = masked(vocabulary, tokens()[:, :width])
         assert loss(batch)[0].item() == pytest.approx(expected(batch)[0].item(), rel=1e-5)
     assert len(graphs) == 1
+
+
+def test_the_benchmarks_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from tests.benchmarks import gpu_training
+
+    monkeypatch.setattr("sys.argv", ["gpu_training"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    gpu_training.main()
+    assert capsys.readouterr().out == "no GPU: nothing measured\n"
+    monkeypatch.setattr("sys.argv", ["gpu_training", "--smoke"])
+    gpu_training.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["tiny transformers", "tiny padded", "tiny packed"]
+    assert all("MFU unavailable" in line for line in lines)
+    losses = [line.split()[-1] for line in lines]
+    assert losses[0] == losses[1]  # the same masks, the same dropout

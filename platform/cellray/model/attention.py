@@ -75,10 +75,10 @@ def attention(
 def _of_packed(states: tuple[Tensor, ...], cu_lengths: Tensor, longest: int, dropout: float, scale: float) -> Tensor:
     query_1hld = states[0]
     if query_1hld.device.type != "cpu" and query_1hld.dtype in _HALVES:
-        rows_thd = [x[0].transpose(0, 1) for x in states]
-        return variable_length_attention(*rows_thd, cu_lengths, longest, dropout, scale)[None]
+        query_thd, key_thd, value_thd = (x[0].transpose(0, 1) for x in states)
+        return variable_length_attention(query_thd, key_thd, value_thd, cu_lengths, longest, dropout, scale)[None]
     lengths = cu_lengths.diff().tolist()
-    pieces = zip(*(x.split(lengths, dim=2) for x in states), strict=True)
+    pieces = zip(*(torch.split(x, lengths, dim=2) for x in states), strict=True)
     mixed_1hld = torch.cat([_dense(cell, None, dropout, scale) for cell in pieces], dim=2)
     return mixed_1hld.transpose(1, 2)
 
@@ -112,9 +112,10 @@ def variable_length_attention(
 def _dense(states: tuple[Tensor, ...], mask: Tensor | None, dropout: float, scale: float) -> Tensor:
     query, key, value = states
     if query.device.type == "cpu" and dropout > 0 and query.dtype not in _HALVES:
-        return attention_with_dropout(query, key, value, mask, dropout, scale)
+        mixed_nhld: Tensor = attention_with_dropout(query, key, value, mask, dropout, scale)
+        return mixed_nhld
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scale)
 
 
 AttentionInterface.register(ATTENTION, attention)
-AttentionMaskInterface.register(ATTENTION, sdpa_mask)  # type: ignore[arg-type]
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)

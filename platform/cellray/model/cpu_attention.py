@@ -19,7 +19,7 @@ BLOCK_ELEMENTS = 1 << 19
 """Most probabilities computed at a time: 2 MB in float32, so that a block stays in the cache."""
 
 
-@torch.compiler.disable  # the loops below are as fast uncompiled
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # the loops below are as fast uncompiled
 def attention_with_dropout(
     query_nhld: Tensor, key_nhld: Tensor, value_nhld: Tensor, allowed: Tensor | None, dropout: float, scale: float
 ) -> Tensor:
@@ -30,7 +30,7 @@ def attention_with_dropout(
     query_nhld, key_nhld, value_nhld
         Cells x heads x tokens x head size.
     allowed
-        Which keys a query may see, bool, broadcast to cells x heads x tokens x tokens; None = all. A query must see one.
+        Which keys a query may see, at least one; bool, broadcast to cells x heads x tokens x tokens. None = all.
     dropout
         Share of the probabilities set to zero; the others are scaled by 1 / (1 - dropout).
     scale
@@ -75,7 +75,7 @@ class _BlockedAttention(torch.autograd.Function):
         return out_bld
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_bld: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         scaled_bld, key_bld, value_bld, out_bld, dropped_bll, allowed_bxl = ctx.saved_tensors
         grad_bld = grad_bld.contiguous()

@@ -43,9 +43,9 @@ class PackedBatch:
 
     def to(self, device: torch.device) -> Self:
         """Return the row on a device."""
-        move = {"device": device, "non_blocking": True}
-        moved = (x.to(**move) for x in (self.input_ids_nl, self.position_ids_nl, self.cu_lengths))
-        return type(self)(*moved, self.longest)
+        tensors = (self.input_ids_nl, self.position_ids_nl, self.cu_lengths)
+        input_ids_nl, position_ids_nl, cu_lengths = (x.to(device, non_blocking=True) for x in tensors)
+        return type(self)(input_ids_nl, position_ids_nl, cu_lengths, self.longest)
 
 
 def pack(rows: Sequence[Tensor]) -> PackedBatch:

@@ -76,7 +76,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return loss
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         scaled = [(saved * grad).to(ctx.dtype) for saved in ctx.saved_tensors]
         return *scaled, None, None, None

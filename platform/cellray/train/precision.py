@@ -66,5 +66,6 @@ def compile_layers(model: PreTrainedModel, backend: str = "inductor") -> None:
 
     Layers are alike and compile once, and what lies between (looking up masked positions) needs no compilation.
     """
-    for layer in model.base_model.encoder.layer:
+    layers = model.base_model.get_submodule("encoder.layer")
+    for layer in layers.children():
         layer.compile(dynamic=True, backend=backend)
