@@ -9,11 +9,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Timing:
-    """Median seconds of each way and the median of the pairwise ratios baseline / ours."""
+    """Median seconds of each way, the median of the pairwise ratios baseline / ours, the lowest and highest of them."""
 
     ours: float
     baseline: float
     ratio: float
+    lowest: float
+    highest: float
 
 
 def in_turns(ours: Callable[[], object], baseline: Callable[[], object], rounds: int) -> Timing:
@@ -25,6 +27,8 @@ def in_turns(ours: Callable[[], object], baseline: Callable[[], object], rounds:
         ours=statistics.median(a for a, _ in pairs),
         baseline=statistics.median(b for _, b in pairs),
         ratio=statistics.median(b / a for a, b in pairs),
+        lowest=min(b / a for a, b in pairs),
+        highest=max(b / a for a, b in pairs),
     )
 
 

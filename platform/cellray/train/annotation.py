@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor, nn
+from transformers import BertConfig
 
 from cellray.model.annotator import AnnotatedEncoder
 from cellray.model.heads import head_answer, head_loss
@@ -69,6 +70,7 @@ class Annotation:
     def __init__(self, model: AnnotatedEncoder, task: Task, fold: int, part: int) -> None:
         self.model, self._task, self._fold, self._part = model, task, fold, part
         self._device = next(model.parameters()).device
+        self.flops: BertConfig | None = None  # the formula counts weights that are all trained
         self.module: nn.Module = AnnotationLoss(model, task.class_weights(fold, part), task.head_weights())
 
     def prepare(self, batch: Batch, generator: Generator) -> LabelledBatch:

@@ -116,8 +116,7 @@ class FinetunePlan(TrainPlan):
     def objective(self, corpus: Corpus, device: torch.device, rank: int) -> Annotation:
         """Return the task's objective."""
         model = self.initial(corpus).to(device)
-        if self.group.gradient_checkpointing:
-            model.bert.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
+        self.prepared(model.bert)
         return Annotation(model, self.opened, self.fold, self.part)
 
     def parameter_groups(self, module: nn.Module) -> list[dict[str, Any]]:
@@ -150,8 +149,8 @@ class FinetunePlan(TrainPlan):
         with torch.no_grad(), autocast():
             arrays, _ = objective.score(tested.held_out(), TEST, session.world_size)
         if session.rank == 0:
-            content = io.BytesIO()
-            np.savez(content, **arrays)  # type: ignore[arg-type]
+            content, named = io.BytesIO(), dict[str, Any](arrays)
+            np.savez(content, **named)
             storage.write_bytes(self.answers_uri, content.getvalue())
 
     def answers(self) -> Arrays:

@@ -5,11 +5,11 @@ alone in a test or in a trial of a search as it runs on a cluster.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,9 @@ from cellray.train.checkpoints import Checkpoints
 from cellray.train.contracts import Batch, Objective, Session
 from cellray.train.objectives import step_generator
 from cellray.train.parallel import gather_from_all, gradients_shared, scale_gradients, whole
+from cellray.train.precision import Autocast
 from cellray.train.state import capture, load_state
-from cellray.train.window import Window
+from cellray.train.throughput import ThroughputWindow, peak_memory_bytes, peak_of
 
 Schedule = Literal["linear", "cosine", "polynomial", "constant_with_warmup"]
 
@@ -123,6 +124,8 @@ class Loop:
         Where reports go.
     autocast
         Entered around each forward pass.
+    dtype
+        In which matrices are multiplied then.
     """
 
     def __init__(
@@ -133,7 +136,8 @@ class Loop:
         config: LoopConfig,
         device: torch.device,
         session: Session,
-        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        autocast: Autocast = nullcontext,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self._objective, self._module, self._optimizer = objective, wrapped, optimizer
         self._config, self._device, self._session, self._autocast = config, device, session, autocast
@@ -141,6 +145,7 @@ class Loop:
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._unchecked: _StepLoss | None = None
         self._summed = torch.zeros(2, dtype=torch.float64, device=device)  # loss and weight since the last report
+        self._peak = peak_of(device, dtype)
         self.progress = Progress()
 
     @property
@@ -171,16 +176,17 @@ class Loop:
         NonFiniteLossError
             The loss is not a finite number.
         """
-        source, window = iter(steps), Window(self._session.world_size)
+        source, window = iter(steps), self._window()
         while not self.finished:
             with window.waiting():
                 passes = next(source)
-            window.add(passes)
+            for batch in passes:
+                window.add(batch.lengths_n)
             self.train_step(passes)
             due = self.step == self._config.steps or self.step % self._config.validate_every == 0
             if due or self.step % self._config.log_every == 0:
                 self._account(window, validation if due else None, checkpoints)
-                window = Window(self._session.world_size)  # validation does not count towards the rates
+                window = self._window()  # validation does not count towards the rates
         if self._session.rank == 0:
             checkpoints.finish()
 
@@ -238,12 +244,14 @@ class Loop:
             group["lr"] = rate
         self.progress = Progress(**numbers["progress"])
 
-    def _account(self, window: Window, validation: Sequence[Batch] | None, checkpoints: Checkpoints) -> None:
+    def _account(self, window: ThroughputWindow, validation: Sequence[Batch] | None, checkpoints: Checkpoints) -> None:
         """Report; validate and save if it is time for it."""
         assert self._unchecked is not None
-        metrics = {"train_loss": self._mean_loss(), "grad_norm": float(whole(self._unchecked.norm))}
+        total, weight = self._take_sums()
+        metrics = {"train_loss": total / max(weight, 1), "grad_norm": float(whole(self._unchecked.norm))}
         self._check_loss()
-        metrics |= {**window.metrics(), "learning_rate": max(self._scheduler.get_last_lr())}
+        metrics |= window.metrics(self._session.world_size, round(weight / self._session.world_size))
+        metrics |= {"learning_rate": max(self._scheduler.get_last_lr()), "peak_memory_gb": self._peak_memory()}
         if validation is not None:
             metrics |= self.validate(validation)
             if validation:  # a model that is trained on all cells is not judged
@@ -252,11 +260,17 @@ class Loop:
             self.save(checkpoints, metrics)
         self._session.report({"step": self.step, **metrics}, checkpoints.take_notes())
 
-    def _mean_loss(self) -> float:
-        """Return the mean loss of all workers since the last report."""
+    def _window(self) -> ThroughputWindow:
+        return ThroughputWindow(self._objective.flops, self._peak)
+
+    def _peak_memory(self) -> float:
+        return peak_memory_bytes(self._device) / 1e9
+
+    def _take_sums(self) -> tuple[float, float]:
+        """Return loss and weight of all workers since the last report, and begin anew."""
         total, weight = self._summed.tolist()
         self._summed.zero_()
-        return float(total / max(weight, 1))
+        return float(total), float(weight)
 
     def _check_loss(self) -> None:
         """Look at the loss of the last step that was not looked at."""

@@ -1,14 +1,17 @@
 """The masked-gene objective: which genes are hidden, and the loss of predicting them.
 
-Works on padded batches of tokens on any device; the vocabulary head runs at the masked positions only.
+Works on padded or packed batches of tokens on any device; the vocabulary head runs at the masked positions only.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from transformers import BertForMaskedLM
 
+from cellray.model.attention import use_attention
+from cellray.model.packed import PackedBatch, packed_hidden
+from cellray.train.head_loss import linear_cross_entropy
 from cellray.vocabulary import MASK, PAD, GeneVocabulary
 
 NOT_MASKED = -100
@@ -22,13 +25,19 @@ class MaskedBatch:
     Attributes
     ----------
     input_ids_nl
-        Cells x tokens, after masking.
+        Cells x tokens, after masking; 1 x tokens of all cells where they are packed.
     labels_nl
         The hidden gene's token id, `NOT_MASKED` elsewhere. Cells x tokens.
+    padded
+        Whether there may be padding. Asking the tensor would make the computer wait for the GPU.
+    packed
+        How cells lie in the one row; its token ids are those before masking.
     """
 
     input_ids_nl: Tensor
     labels_nl: Tensor
+    padded: bool = True
+    packed: PackedBatch | None = None
 
 
 class GeneMasker:
@@ -55,8 +64,23 @@ class GeneMasker:
         self._is_gene[self._genes] = True
         self._probability = probability
 
-    def __call__(self, input_ids_nl: Tensor, generator: torch.Generator) -> MaskedBatch:
-        """Mask a batch; the generator must live on the batch's device."""
+    def __call__(
+        self, rows: Tensor | PackedBatch, generator: torch.Generator, tokens: int | None = None
+    ) -> MaskedBatch:
+        """Mask a batch.
+
+        Parameters
+        ----------
+        rows
+            Padded token rows, cells x tokens, or cells packed into one row.
+        generator
+            Must live on the batch's device.
+        tokens
+            Tokens without padding, where they are known; they tell whether there is any.
+        """
+        packed = rows if isinstance(rows, PackedBatch) else None
+        input_ids_nl = rows.input_ids_nl if isinstance(rows, PackedBatch) else rows
+        padded = packed is None and tokens != input_ids_nl.numel()
         device = input_ids_nl.device
         chance_nl = torch.rand(input_ids_nl.shape, generator=generator, device=device)
         chosen_nl = self._is_gene[input_ids_nl] & (chance_nl < self._probability)
@@ -65,7 +89,7 @@ class GeneMasker:
         drawn_nl = torch.randint(len(self._genes), input_ids_nl.shape, generator=generator, device=device)
         masked_nl = torch.where(chosen_nl & (fate_nl < 0.8), self._mask_id, input_ids_nl)
         masked_nl = torch.where(chosen_nl & (fate_nl >= 0.8) & (fate_nl < 0.9), self._genes[drawn_nl], masked_nl)
-        return MaskedBatch(masked_nl, torch.where(chosen_nl, input_ids_nl, NOT_MASKED))
+        return MaskedBatch(masked_nl, torch.where(chosen_nl, input_ids_nl, NOT_MASKED), padded, packed)
 
 
 class MaskedGeneLoss(nn.Module):
@@ -74,24 +98,37 @@ class MaskedGeneLoss(nn.Module):
     Parameters
     ----------
     model
-        The model to train.
+        The model to train; its attention becomes `cellray.model.attention`, its weights and results stay.
+    vocabulary
+        Tells padding.
     """
 
     def __init__(self, model: BertForMaskedLM, vocabulary: GeneVocabulary) -> None:
         super().__init__()
+        use_attention(model)
         self.model = model
         self._pad_id = vocabulary.special_tokens[PAD]
 
     def forward(self, batch: MaskedBatch) -> tuple[Tensor, Tensor]:
         """Return the summed cross-entropy over the masked positions, in nats, and their number."""
-        mask_nl = batch.input_ids_nl != self._pad_id
-        hidden_nld = self.model.bert(
-            input_ids=batch.input_ids_nl, attention_mask=None if bool(mask_nl.all()) else mask_nl
-        ).last_hidden_state
-        predicted_nl = batch.labels_nl != NOT_MASKED
-        logits_mv = self.model.cls(hidden_nld[predicted_nl])
-        loss = nn.functional.cross_entropy(logits_mv.float(), batch.labels_nl[predicted_nl], reduction="sum")
-        return loss, predicted_nl.sum()
+        predicted_t = (batch.labels_nl != NOT_MASKED).flatten()
+        place_m = predicted_t.nonzero().squeeze(1)  # waits for a GPU: before the encoder has work queued, not after
+        hidden_md = self._hidden(batch).index_select(0, place_m)
+        head = self.model.cls.predictions
+        labels_m = batch.labels_nl.flatten().index_select(0, place_m)
+        decoder = head.decoder
+        loss = linear_cross_entropy(head.transform(hidden_md), decoder.weight, decoder.bias, labels_m)
+        return loss, predicted_t.sum()
+
+    def _hidden(self, batch: MaskedBatch) -> Tensor:
+        """Return all tokens' hidden states, cells one behind the other. Shape (tokens, hidden)."""
+        bert = self.model.bert
+        if batch.packed is not None:
+            return packed_hidden(bert, replace(batch.packed, input_ids_nl=batch.input_ids_nl))
+        # a mask of four axes is taken as it is; of one of two axes transformers would look whether it hides anything
+        mask_n11l = (batch.input_ids_nl != self._pad_id)[:, None, None] if batch.padded else None
+        hidden_nld: Tensor = bert(input_ids=batch.input_ids_nl, attention_mask=mask_n11l).last_hidden_state
+        return hidden_nld.flatten(0, 1)
 
 
 def step_generator(seed: int, step: int, rank: int, device: torch.device) -> torch.Generator:

@@ -5,8 +5,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from cellray.config import JobConfig
-
-Precision = Literal["auto", "float32", "bf16"]
+from cellray.train.precision import Precision
 
 
 class OptimiserOptions(JobConfig):
@@ -57,6 +56,9 @@ class GroupOptions(JobConfig):
         "none", description="none: each worker holds the whole model; full: its weights are cut among them (FSDP2)"
     )
     gradient_checkpointing: bool = Field(False, description="compute activations twice to hold fewer of them")
+    packing: Literal["auto", "on", "off"] = Field(
+        "auto", description="pretraining without padding, cells in one row; auto: on GPUs that compute in bf16"
+    )
     compile: bool = Field(False, description="compile the model with torch.compile")
     max_failures: int = Field(2, ge=0, description="times lost workers are replaced before giving up")
     keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints kept, beside the best one")

@@ -13,6 +13,7 @@ from cellray.models import ModelReference
 from cellray.train.contracts import Objective
 from cellray.train.masked_genes import MaskedGenes
 from cellray.train.order import RandomPart, Selection
+from cellray.train.precision import autocast_dtype
 from cellray.train.worker import TrainPlan
 
 
@@ -50,9 +51,15 @@ class PretrainPlan(TrainPlan):
         """Return the masked-gene objective."""
         model = self.initial(corpus)
         model.to(device)  # type: ignore[arg-type]  # transformers' annotation hides that of torch
-        if self.group.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
-        return MaskedGenes(model, corpus.vocabulary, self.mask_probability, self.loop.seed, rank)
+        self.prepared(model)
+        return MaskedGenes(
+            model, corpus.vocabulary, self.mask_probability, self.loop.seed, rank, packed=self._packed(device)
+        )
+
+    def _packed(self, device: torch.device) -> bool:
+        """Tell whether cells are put into one row; the kernels for it compute in bf16."""
+        quick = device.type == "cuda" and autocast_dtype(self.precision, device) is torch.bfloat16
+        return self.group.packing == "on" or (self.group.packing == "auto" and quick)
 
     def parameter_groups(self, module: nn.Module) -> list[dict[str, Any]]:
         """Spare biases and LayerNorm weights the weight decay, as is usual for BERT."""

@@ -7,12 +7,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import AdamW
+from transformers import PreTrainedModel
 
 from cellray import schema
 from cellray.data.corpora.corpus import Corpus, read_rows
@@ -21,10 +23,17 @@ from cellray.train.checkpoints import Checkpoints
 from cellray.train.contracts import Objective, Session
 from cellray.train.feed import Feed, spans
 from cellray.train.loop import Loop, LoopConfig, NonFiniteLossError
-from cellray.train.options import GroupOptions, Precision
+from cellray.train.options import GroupOptions
 from cellray.train.order import Selection, TrainingOrder
 from cellray.train.parallel import agree, wrap
-from cellray.train.precision import Autocast, autocast
+from cellray.train.precision import (
+    Autocast,
+    Precision,
+    autocast,
+    autocast_dtype,
+    checkpoint_activations,
+    compile_layers,
+)
 from cellray.vocabulary import PAD
 
 _PASS_TOKENS = {"cpu": 2_048, "cuda": 65_536}
@@ -72,6 +81,13 @@ class TrainPlan(ABC):
     def selections(self) -> tuple[Selection, Selection]:
         """Return which cells are trained on and which ones validate."""
 
+    def prepared(self, bert: PreTrainedModel) -> None:
+        """Make an encoder ready for training as the options say, in place."""
+        if self.group.gradient_checkpointing:
+            checkpoint_activations(bert)
+        if self.group.compile:
+            compile_layers(bert)
+
     def following(self, before: Sequence["Outcome"]) -> "TrainPlan":
         """Return this plan with what only the trainings before it could tell."""
         return self
@@ -117,12 +133,11 @@ def run_plan(plan: TrainPlan, session: Session, device: torch.device) -> Outcome
     torch.set_num_threads(plan.threads)
     corpus, rank, world_size = Corpus.open(plan.corpus), session.rank, session.world_size
     objective = plan.objective(corpus, device, rank)
-    if plan.group.compile:
-        objective.module.compile()
     wrapped = wrap(objective.module, plan.group.sharding, device, world_size)
-    optimizer = AdamW(plan.parameter_groups(objective.module), fused=device.type == "cuda")
-    precision = autocast(plan.precision, device)
-    loop = Loop(objective, wrapped, optimizer, plan.loop, device, session, precision)
+    optimizer = AdamW(plan.parameter_groups(objective.module), fused=True)
+    dtype = autocast_dtype(plan.precision, device)
+    precision = partial(autocast, dtype, device)
+    loop = Loop(objective, wrapped, optimizer, plan.loop, device, session, precision, dtype or torch.float32)
     checkpoints = plan.store()
     _resume(loop, checkpoints, rank, world_size)
     pass_tokens = plan.group.pass_tokens or _PASS_TOKENS[device.type]
