@@ -13,10 +13,11 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 
+from cellray.data.corpora.codes import MISSING, CodedColumn
 from cellray.train.evaluation import HeadResult, head_result, write_report
 from cellray.train.folds import TEST, TRAIN, VALIDATION, Folds, SplitConfig, split_cells
 from cellray.train.splitters import Kind
-from cellray.train.tasks.labels import MISSING, CodedColumn, LabelConfig, class_labels
+from cellray.train.tasks.labels import LabelConfig, class_labels
 
 
 def log_normalised(x_ng: sparse.csr_matrix, total: float = 1e4) -> sparse.csr_matrix:

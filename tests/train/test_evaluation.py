@@ -7,11 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from cellray.data.corpora.codes import CodedColumn
 from cellray.train.evaluation import flat_metrics, gene_head_result, head_result, write_report
 from cellray.train.folds import TEST, SplitConfig, gene_folds, split_cells
 from cellray.train.metrics.genes import GeneSums, gene_metrics
 from cellray.train.tasks.gene_labels import GeneLabels
-from cellray.train.tasks.labels import ClassLabels, CodedColumn, ValueLabels
+from cellray.train.tasks.labels import ClassLabels, ValueLabels
 from tests.benchmarks.classification import baseline, log_normalised
 
 

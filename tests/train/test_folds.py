@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from cellray.data.corpora.codes import CodedColumn
 from cellray.errors import InputError
 from cellray.train.folds import TEST, TRAIN, UNUSED, VALIDATION, SplitConfig, cell_folds, gene_folds, split_cells
 from cellray.train.tasks.gene_labels import GeneLabels
-from cellray.train.tasks.labels import ClassLabels, CodedColumn, LabelConfig, ValueLabels, read_labels
+from cellray.train.tasks.labels import ClassLabels, LabelConfig, ValueLabels, read_labels
 from cellray.vocabulary import GeneVocabulary
 from tests.data.corpora import tokenized
 

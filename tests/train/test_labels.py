@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from cellray.data.corpora.codes import CodedColumn, read_codes
 from cellray.data.corpora.corpus import Corpus
 from cellray.errors import InputError
 from cellray.train.tasks.gene_labels import gene_labels, read_gene_classes
-from cellray.train.tasks.labels import CodedColumn, LabelConfig, class_labels, known_labels, read_codes, read_labels
+from cellray.train.tasks.labels import LabelConfig, class_labels, known_labels, read_labels
 from cellray.vocabulary import GeneVocabulary
 from tests.conftest import GENES
 from tests.data.corpora import tokenized

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from cellray.config import JobConfig
+from cellray.data.corpora.codes import MISSING, CodedColumn, read_codes
 from cellray.data.corpora.corpus import Corpus
 from cellray.errors import InputError, listing
 from cellray.train.splitters import Kind, k_splits, one_split
 from cellray.train.tasks.gene_labels import GeneLabels
-from cellray.train.tasks.labels import MISSING, ClassLabels, CodedColumn, Labels, read_codes
+from cellray.train.tasks.labels import ClassLabels, Labels
 
 TRAIN, VALIDATION, TEST, UNUSED = 0, 1, 2, -1
 PARTS = ("train", "validation", "test")

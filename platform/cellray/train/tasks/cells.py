@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from cellray.config import JobConfig
+from cellray.data.corpora.codes import MISSING
 from cellray.data.corpora.corpus import Corpus
 from cellray.model.heads import HeadSpec
 from cellray.train.contracts import Batch
@@ -21,7 +22,7 @@ from cellray.train.metrics.regression import REGRESSION_FIGURES
 from cellray.train.order import AssignedPart, Selection
 from cellray.train.parallel import gather_from_all
 from cellray.train.tasks.contract import ALL, Arrays
-from cellray.train.tasks.labels import MISSING, ClassLabels, LabelConfig, Labels, read_labels
+from cellray.train.tasks.labels import ClassLabels, LabelConfig, Labels, read_labels
 
 ClassWeights = Literal["none", "balanced"]
 _CELLS = "cells"

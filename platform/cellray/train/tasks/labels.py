@@ -10,22 +10,19 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
 from cellray.config import JobConfig
+from cellray.data.corpora.codes import MISSING, NUMERIC, CodedColumn, read_codes
 from cellray.data.corpora.corpus import Corpus, scan
 from cellray.errors import InputError, listing
 from cellray.schema import PartRecord
 
 logger = logging.getLogger(__name__)
 
-MISSING = -1
-"""Code of a cell without a label."""
 MOST_CLASSES = 10_000
 _LEAST_CELLS = 2  # one to learn from, one to test on
-_NUMERIC = ("integer", "real")
 
 
 class LabelConfig(JobConfig):
@@ -49,25 +46,6 @@ class LabelConfig(JobConfig):
     def obs_column(self) -> str:
         """The column to read."""
         return self.column or self.name
-
-
-@dataclass(frozen=True)
-class CodedColumn:
-    """An obs column with few distinct values, as codes.
-
-    Attributes
-    ----------
-    column
-        Its name.
-    code_n
-        Index into `values`, or -1 where the column is null or blank. Shape (cells,).
-    values
-        Distinct values as text, sorted; whole numbers by value.
-    """
-
-    column: str
-    code_n: NDArray[np.int32]
-    values: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -180,56 +158,6 @@ def _read_classes(corpus: Corpus, config: LabelConfig, folds: int) -> Labels:
     return class_labels(read_codes(corpus, config.obs_column, f"head {config.name!r}"), config, folds, corpus.uri)
 
 
-def read_codes(corpus: Corpus, column: str, option: str) -> CodedColumn:
-    """Read an obs column as codes of its distinct values.
-
-    Parameters
-    ----------
-    corpus
-        Holds it.
-    column
-        Of text, flags or whole numbers.
-    option
-        What asks for it, for the message.
-
-    Raises
-    ------
-    InputError
-        The corpus lacks the column, or it holds fractions.
-    """
-    corpus.require_column(column, option)
-    kind = corpus.manifest.obs_kinds[column]
-
-    def encode(part: PartRecord, cells: pa.Table) -> tuple[NDArray[np.int32], list[str]]:
-        coded = _as_text(cells[column].combine_chunks(), kind, corpus.uri, column).dictionary_encode()
-        return np.asarray(coded.indices.fill_null(MISSING), np.int32), coded.dictionary.to_pylist()
-
-    code_n, first = np.full(corpus.manifest.rows, MISSING, np.int32), 0
-    known: dict[str, int] = {}
-    for codes, values in scan(corpus, [column], encode):
-        table = np.array([*(known.setdefault(value, len(known)) for value in values), MISSING], np.int32)
-        code_n[first : first + len(codes)] = table[codes]  # MISSING takes the last entry
-        first += len(codes)
-    ordered = sorted(known, key=int) if kind in _NUMERIC else sorted(known)
-    rank = np.full(len(known) + 1, MISSING, np.int32)
-    rank[[known[value] for value in ordered]] = np.arange(len(known))
-    return CodedColumn(column, rank[code_n], tuple(ordered))
-
-
-def _as_text(values: pa.Array, kind: str, uri: str, column: str) -> pa.Array:
-    """Return values as text, null where they are blank or NaN; whole numbers without a fraction."""
-    if kind == "real":  # whole numbers with gaps come as fractions from pandas
-        values = pc.if_else(pc.is_nan(values), None, values)
-        whole = pc.and_(pc.is_finite(values), pc.equal(pc.floor(values), values))
-        if pc.all(whole).as_py() is False:
-            found = f"{values.filter(pc.invert(whole))[0]} in {column!r}"
-            fix = 'Recode the column, or learn it with kind = "regression".'
-            raise InputError(uri, "a column of classes must hold text, flags or whole numbers", found, fix)
-        values = values.cast(pa.int64())
-    text = values.cast(pa.string())
-    return pc.if_else(pc.equal(pc.utf8_trim_whitespace(text), ""), None, text)
-
-
 def class_labels(coded: CodedColumn, config: LabelConfig, folds: int = 1, subject: str = "labels") -> ClassLabels:
     """Make classes of a column: leave out what is to be left out, check the rest.
 
@@ -302,7 +230,7 @@ def _read_values(corpus: Corpus, config: LabelConfig, folds: int) -> Labels:
     column = config.obs_column
     corpus.require_column(column, f"head {config.name!r}")
     subject, kind = f"{corpus.uri}, column {column!r}", corpus.manifest.obs_kinds[column]
-    if kind not in _NUMERIC:
+    if kind not in NUMERIC:
         fix = 'Choose a numeric column, or learn it with kind = "classification".'
         raise InputError(subject, "a regression needs a numeric column", f"{kind} values", fix)
 

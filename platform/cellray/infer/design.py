@@ -1,0 +1,203 @@
+"""Which genes are perturbed together: every gene of a cell, a list one by one or together, an anchor, pairs, a file.
+
+A design gives, for a cell, the listed genes of its perturbations; which of them apply to the cell is decided by the
+edit (`cellray.perturbation`). Knows vocabularies and no models.
+"""
+
+import csv
+import io
+import tomllib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cellray import storage
+from cellray.errors import InputError, listing
+from cellray.perturbation import NO_TOKEN
+from cellray.schema import request_digest
+from cellray.vocabulary import GeneVocabulary
+
+ALL_GENES = "all"
+MOST_LISTED = 1_000_000
+"""Most perturbations of a listed design; a panel of 1,413 genes has as many pairs."""
+
+
+@dataclass(frozen=True)
+class Design:
+    """The perturbations of a screen.
+
+    Attributes
+    ----------
+    names
+        Of listed perturbations; empty where every gene of a cell is perturbed.
+    token_pk
+        Token ids of each listed perturbation, `NO_TOKEN` at the end of shorter ones. int32.
+    anchor
+        Genes edited together with each gene of a cell; only where every gene is perturbed.
+    every_gene
+        Whether every gene of a cell is perturbed on its own. A perturbation's number is then the gene's token id.
+    """
+
+    names: tuple[str, ...]
+    token_pk: NDArray[np.int32]
+    anchor: tuple[int, ...] = ()
+    every_gene: bool = False
+
+    def __len__(self) -> int:
+        """Return the number of listed perturbations."""
+        return len(self.token_pk)
+
+    @property
+    def digest(self) -> str:
+        """Digest of everything that decides the perturbations."""
+        return request_digest(
+            tokens=self.token_pk.tolist(), names=list(self.names), anchor=list(self.anchor), all=self.every_gene
+        )
+
+    def of_cell(
+        self, genes_n: NDArray[np.uint16], first: int, stop: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """Return the numbers of a cell's perturbations and the genes each lists, from `first` to before `stop`.
+
+        Where every gene is perturbed, these are the ranks from `first` on.
+        """
+        if not self.every_gene:
+            return np.arange(first, min(stop, len(self))), self.token_pk[first:stop]
+        own = genes_n[first:stop].astype(np.int32)
+        own = own[~np.isin(own, self.anchor)]
+        together = np.broadcast_to(np.array(self.anchor, np.int32), (len(own), len(self.anchor)))
+        return own.astype(np.int64), np.concatenate([together, own[:, None]], axis=1)
+
+    def title(self, number: int, vocabulary: GeneVocabulary) -> str:
+        """Return the genes of a perturbation, joined by `|`."""
+        tokens = [*self.anchor, number] if self.every_gene else self.token_pk[number][self.token_pk[number] != NO_TOKEN]
+        return "|".join(vocabulary.gene_of_token[int(token)] for token in tokens)
+
+
+def make_design(
+    vocabulary: GeneVocabulary,
+    genes: Sequence[str],
+    *,
+    together: bool = False,
+    pairs: bool = False,
+    anchor: Sequence[str] = (),
+    singles: bool = True,
+) -> Design:
+    """Return the design that a job's options name.
+
+    Parameters
+    ----------
+    genes
+        Ensembl IDs, or `all`.
+    together
+        Edit the listed genes together.
+    pairs
+        Edit all pairs of the listed genes.
+    anchor
+        Genes that are edited together with each listed gene, or with each gene of a cell.
+    singles
+        Let pairs be preceded by each of their genes on its own: what their statistics need.
+
+    Raises
+    ------
+    InputError
+        A gene is unknown or listed twice, or there are too many perturbations.
+    """
+    fixed = tokens_of(vocabulary, anchor, "--anchor") if anchor else []
+    if list(genes) == [ALL_GENES]:
+        if together or pairs:
+            raise InputError("--genes all", "is not for --together and --pairs", "both", "List the genes.")
+        return Design((), np.empty((0, 1), np.int32), tuple(fixed), every_gene=True)
+    listed = tokens_of(vocabulary, genes, "--genes")
+    if together:
+        return _listed(vocabulary, [listed])
+    if pairs:
+        _check_number(len(listed) * (len(listed) - 1) // 2)
+        return _listed(vocabulary, [*([t] for t in listed if singles), *map(list, combinations(listed, 2))])
+    if fixed:
+        others = [token for token in listed if token not in fixed]
+        alone = [fixed, *([token] for token in others)] if singles else []
+        return _listed(vocabulary, [*alone, *([*fixed, token] for token in others)])
+    return _listed(vocabulary, [[token] for token in listed])
+
+
+def read_design(vocabulary: GeneVocabulary, uri: str) -> Design:
+    """Return the design of a file.
+
+    Parameters
+    ----------
+    uri
+        `.toml`: name = [genes]; `.csv`: columns `name` and `genes`, the latter joined by `|`.
+
+    Raises
+    ------
+    InputError
+        The file is not of this kind, or a gene is unknown or listed twice.
+    """
+    fix = "Write a TOML of name = [genes], or a CSV with the columns name and genes (joined by |)."
+    try:
+        text = storage.read_bytes(storage.absolute(uri)).decode()
+        table = _read_csv(text) if uri.endswith(".csv") else _checked(tomllib.loads(text))
+    except FileNotFoundError:
+        raise InputError(uri, "--perturbations names a file", "no such file", "Check the path.") from None
+    except (ValueError, tomllib.TOMLDecodeError) as error:
+        raise InputError(uri, "--perturbations names a table of genes", str(error), fix) from None
+    lists = [tokens_of(vocabulary, genes, f"{uri}, {name}") for name, genes in table.items()]
+    return _listed(vocabulary, lists, tuple(table))
+
+
+def _read_csv(text: str) -> dict[str, list[str]]:
+    rows = csv.DictReader(io.StringIO(text))
+    if not {"name", "genes"} <= set(rows.fieldnames or ()):
+        raise ValueError(f"no columns 'name' and 'genes'; there are {listing(rows.fieldnames or ())}")
+    table: dict[str, list[str]] = {}
+    for row in rows:
+        if row["name"] in table:
+            raise ValueError(f"{row['name']!r} stands there twice")
+        table[row["name"]] = [gene.strip() for gene in row["genes"].split("|") if gene.strip()]
+    return table
+
+
+def _checked(value: dict[str, Any]) -> dict[str, list[str]]:
+    for name, genes in value.items():
+        if not isinstance(genes, list) or not all(isinstance(gene, str) for gene in genes):
+            raise ValueError(f"{name!r} is no list of genes")
+    return value
+
+
+def tokens_of(vocabulary: GeneVocabulary, genes: Sequence[str], subject: str) -> list[int]:
+    """Return the token ids of genes.
+
+    Raises
+    ------
+    InputError
+        There is none, one is not in the vocabulary, or one is listed twice.
+    """
+    unknown = [gene for gene in genes if gene not in vocabulary.genes]
+    twice = [gene for gene, number in Counter(genes).items() if number > 1]
+    for names, rule in ((unknown, "every gene must be in the vocabulary"), (twice, "a gene may be listed once only")):
+        if names:
+            raise InputError(subject, rule, listing(names), "Correct the list; genes are named by Ensembl ID.")
+    if not genes:
+        raise InputError(subject, "there must be genes", "none", "List some, or say all.")
+    return [vocabulary.genes[gene] for gene in genes]
+
+
+def _listed(vocabulary: GeneVocabulary, lists: Sequence[Sequence[int]], names: tuple[str, ...] = ()) -> Design:
+    _check_number(len(lists))
+    width = max(map(len, lists))
+    token_pk = np.full((len(lists), width), NO_TOKEN, np.int32)
+    for row, tokens in zip(token_pk, lists, strict=True):
+        row[: len(tokens)] = tokens
+    return Design(names or tuple("|".join(vocabulary.gene_of_token[t] for t in tokens) for tokens in lists), token_pk)
+
+
+def _check_number(number: int) -> None:
+    if number > MOST_LISTED:
+        rule = f"a design may have at most {MOST_LISTED:,} perturbations"
+        raise InputError("--genes", rule, f"{number:,}", "List fewer genes, or split the panel.")
