@@ -275,8 +275,12 @@ def _announce(config: FinetuneConfig, plans: Sequence[FinetunePlan], task: Task,
     for line in task.folds.describe().to_string(index=False).split("\n"):
         logger.info("%s", line)
     unseen = task.folds.unseen()
-    if len(unseen):
-        logger.warning("tested on, but never trained on: %s", listing(unseen["class"].unique()))
+    if len(unseen):  # they count as wrong answers, and metrics.json lists them
+        names = (
+            f"{row[1]}: {row[2]} (fold {row[0]}, {row[3]:,} {task.folds.unit})"
+            for row in unseen.itertuples(index=False)
+        )
+        logger.warning("tested on, but never trained on: %s", listing(names))
     counted = count_parameters(plans[0].initial(corpus))
     logger.info(
         "fine-tuning %s of %s weights of %s: %s fold(s), up to %s steps of %s cells each; starting takes half a minute",
