@@ -36,11 +36,16 @@ class LocalSession:
     world_size: int = 1
     reports: list[dict[str, float]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    earlier: list[dict[str, float]] = field(default_factory=list)
     asked: int = 0
 
-    def report(self, metrics: Mapping[str, float], notes: Sequence[str]) -> None:
-        self.reports.append(dict(metrics))
+    def report(
+        self, metrics: Mapping[str, float], notes: Sequence[str], earlier: Sequence[Mapping[str, float]] = ()
+    ) -> None:
         self.notes += notes
+        self.earlier += [dict(each) for each in earlier]
+        if len(metrics) > 1:  # more than where training goes on from
+            self.reports.append(dict(metrics))
         if metrics["step"] == self.stop_at:
             raise StopError
 

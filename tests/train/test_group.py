@@ -5,7 +5,7 @@ The objective hides every third gene and the model drops nothing out, so that no
 
 import pickle
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -60,26 +60,29 @@ Run = tuple[PretrainConfig, int | None]
 """What to train, and at which step the workers are lost."""
 
 
-def _work(rank: int, world_size: int, port: int, folder: str, runs: Sequence[Run]) -> None:
+Make = Callable[[PretrainConfig], PretrainPlan]
+
+
+def _work(rank: int, world_size: int, port: int, folder: str, runs: Sequence[Run], make: Make) -> None:
     distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
     sessions = []
     for config, stop_at in runs:
         session = LocalSession(stop_at=stop_at, rank=rank, world_size=world_size)
         sessions.append(session)
         try:
-            run_plan(certain(config), session, CPU)
+            run_plan(make(config), session, CPU)
         except StopError:
             distributed.barrier()
     (Path(folder) / f"rank{rank}").write_bytes(pickle.dumps(sessions))
     distributed.destroy_process_group()
 
 
-def train_in_group(runs: Sequence[Run], world_size: int, folder: Path) -> list[LocalSession]:
+def train_in_group(runs: Sequence[Run], world_size: int, folder: Path, make: Make = certain) -> list[LocalSession]:
     """Train with several processes, one run after the other; return what the first process reported."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    multiprocessing.spawn(_work, (world_size, port, str(folder), runs), nprocs=world_size)
+    multiprocessing.spawn(_work, (world_size, port, str(folder), runs, make), nprocs=world_size)
     told = [pickle.loads((folder / f"rank{rank}").read_bytes()) for rank in range(world_size)]
     for sessions in zip(*told, strict=True):
         assert len({str([(r["step"], r["train_loss"]) for r in s.reports]) for s in sessions}) == 1

@@ -85,9 +85,15 @@ def test_what_is_done_is_not_done_again(config: PretrainConfig) -> None:
 
 
 def test_a_machine_about_to_leave_brings_a_checkpoint(config: PretrainConfig) -> None:
-    with pytest.raises(StopError):
-        train(config, LocalSession(stop_at=10, leave_at=4))  # asked at each report without a validation: 2, 4, 8, 10
+    session = LocalSession(leave_at=5)  # asked at each report: 2, 4, 6, 8, 10
+    outcome = train(config, session)
+    assert (outcome.steps, outcome.leaving, outcome.error) == (10, True, "")
     assert plan_of(config).store().steps() == [6, 10]
+    again = LocalSession()
+    assert not train(config, again).leaving
+    assert list(again.history("train_loss")) == [12, 14, 16, 18, 20, 22, 24]
+    assert again.notes[0] == "going on from the checkpoint of step 10 with 1 worker(s)"
+    assert again.earlier == session.reports  # should they not have arrived
 
 
 def test_the_newest_checkpoints_and_the_best_are_kept(config: PretrainConfig) -> None:

@@ -44,13 +44,13 @@ def plain_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        found = _own_error_within(error)
+        found = own_error_within(error)
         if found is None or found is error:
             raise
         raise found from None
 
 
-def _own_error_within(error: BaseException) -> InputError | StorageError | None:
+def own_error_within(error: BaseException) -> InputError | StorageError | None:
     """Return the error of this library that Ray wrapped on its way from a worker, if that is what went wrong."""
     seen: list[BaseException] = []
     queue = [error]
@@ -73,9 +73,13 @@ def root_cause(error: BaseException) -> BaseException:
         seen.append(deeper)
 
 
+_INNER = ("cause", "_base_exc", "health_check_failure", "controller_failure")
+"""Attributes in which Ray's errors hold the one they wrap."""
+
+
 def _causes(error: BaseException) -> Iterator[BaseException]:
     """Yield what an error was raised from, in Python's terms and in Ray's."""
-    candidates: list[Any] = [error.__cause__, error.__context__, getattr(error, "cause", None)]
+    candidates: list[Any] = [error.__cause__, error.__context__, *(getattr(error, name, None) for name in _INNER)]
     candidates.extend(getattr(error, "worker_failures", {}).values())
     for candidate in candidates:
         if isinstance(candidate, BaseException):

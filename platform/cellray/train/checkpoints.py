@@ -4,13 +4,15 @@
 digest of each. Knows nothing of Ray: the same store serves a training on a cluster, in a test and in a search.
 """
 
+import fcntl
 import json
 import logging
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,13 @@ from typing import Any
 from cellray import storage
 from cellray.errors import InputError
 from cellray.train.state import LOOP_STATE, State
+from cellray.train.turn import Turn
 
 logger = logging.getLogger(__name__)
 
 RECORD = "checkpoint.json"
 _PREFIX = "step-"
+_UPLOADS, _LOCK = "cellray-checkpoint-", "lock"
 
 
 @dataclass
@@ -35,13 +39,19 @@ class Checkpoints:
         Local or `s3://`; need not exist.
     keep
         How many of the newest are kept; the best one is kept beside them.
+    turn
+        Whose turn it is to write here.
     notes
         What to tell a person, collected until somebody takes it.
+    figures
+        Size and time of the newest checkpoint, until somebody takes them.
     """
 
     uri: str
     keep: int = 2
+    turn: Turn = field(default_factory=Turn)
     notes: list[str] = field(default_factory=list)
+    figures: dict[str, float] = field(default_factory=dict)
     failures: int = 0
     _writer: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
     _pending: "Future[None] | None" = None
@@ -88,6 +98,8 @@ class Checkpoints:
             self.notes.append(f"a checkpoint could not be written ({error}); the newest one is {kept}")
 
     def _write(self, step: int, state: State, metrics: dict[str, float], best_step: int | None) -> None:
+        if self.turn.lost(at_once=True):  # what a job after this one writes is not to be touched
+            return
         began = time.perf_counter()
         self._remove(step)  # a broken one may lie there
         with _new_folder(self._at(step)) as folder:
@@ -98,6 +110,7 @@ class Checkpoints:
         size = sum(stamp["size"] for stamp in files.values())
         seconds = time.perf_counter() - began
         self.notes.append(f"checkpoint of step {step:,}: {size / 2**20:,.1f} MiB in {seconds:.1f} s")
+        self.figures = {"checkpoint_mb": size / 1e6, "checkpoint_s": seconds}
         kept = {*self.steps()[-self.keep :], best_step}
         for old in self.steps():
             if old not in kept:
@@ -158,6 +171,21 @@ class Checkpoints:
         """Remove all checkpoints."""
         storage.remove_directory(self.uri)
 
+    def sweep(self) -> None:
+        """Remove what killed writers left: beside the checkpoints, and on this machine's temporary disk."""
+        if storage.is_local(self.uri):
+            for left in Path(self.uri).glob(f".{_PREFIX}*.tmp"):
+                shutil.rmtree(left, ignore_errors=True)
+        for left in Path(tempfile.gettempdir()).glob(f"{_UPLOADS}*"):
+            with suppress(OSError), (left / _LOCK).open() as lock:  # held as long as its writer lives
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left, ignore_errors=True)
+
+    def take_figures(self) -> dict[str, float]:
+        """Return size and time of a checkpoint that was written since, once."""
+        taken, self.figures = self.figures, {}
+        return taken
+
     def take_notes(self) -> list[str]:
         """Return what there is to tell, once."""
         taken = list(self.notes)
@@ -182,9 +210,12 @@ def _new_folder(uri: str) -> Iterator[Path]:
         with storage.new_directory(uri) as staged:
             yield Path(staged)
         return
-    with tempfile.TemporaryDirectory(prefix="cellray-checkpoint-") as folder:
-        yield Path(folder)
-        storage.publish_directory(Path(folder), uri, last=RECORD)
+    with tempfile.TemporaryDirectory(prefix=_UPLOADS) as name, (Path(name) / _LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        folder = Path(name) / "state"
+        folder.mkdir()
+        yield folder
+        storage.publish_directory(folder, uri, last=RECORD)
 
 
 def _stamp(path: Path) -> dict[str, Any]:

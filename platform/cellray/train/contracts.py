@@ -75,8 +75,13 @@ class Session(Protocol):
     rank: int
     world_size: int
 
-    def report(self, metrics: Mapping[str, float], notes: Sequence[str]) -> None:
-        """Take metrics, with `step`, and what to tell a person; every worker calls it equally often."""
+    def report(
+        self, metrics: Mapping[str, float], notes: Sequence[str], earlier: Sequence[Mapping[str, float]] = ()
+    ) -> None:
+        """Take metrics, with `step`, and what to tell a person; every worker calls it equally often.
+
+        `earlier` are reports from before the checkpoint that training goes on from: some may never have arrived.
+        """
         ...
 
     def leaving(self) -> bool:

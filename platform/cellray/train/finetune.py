@@ -33,6 +33,7 @@ from cellray.train.reports import Recorder
 from cellray.train.tasks.contract import ALL, Task
 from cellray.train.tasks.table import TaskConfig, read_task
 from cellray.train.trainer import check_resources, fit, threads_of
+from cellray.train.turn import Turn
 
 logger = logging.getLogger(__name__)
 
@@ -112,9 +113,10 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
     plans = make_plans(config, corpus, parent, task, task_config, request)
     _announce(config, plans, task, corpus)
     check_resources(config)
+    turn = Turn.take(f"{output}.training")
     facts = {"steps": plans[0].loop.steps, "cells": corpus.manifest.rows, "folds": len(task.folds)}
     with recorded(config, f"finetune {Path(config.task).stem}", request, corpus, parent, facts) as tracker:
-        _fit(config, plans, request, tracker, f"{output}.training")
+        _fit(config, plans, request, tracker, turn)
         tested = [plan.answers() for plan in plans if plan.part == TRAIN]
         _report(f"{output}.report", task, task.results(tested), task.details(tested), config, tracker)
         made = provenance(config, corpus, parent, request, task_config) | {"run": tracker.where()}
@@ -125,16 +127,16 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
     return _read_result(output, tracker.where())
 
 
-def _fit(config: FinetuneConfig, plans: Sequence[FinetunePlan], request: str, tracker: Tracker, folder: str) -> None:
+def _fit(config: FinetuneConfig, plans: Sequence[FinetunePlan], request: str, tracker: Tracker, turn: Turn) -> None:
     """Train; each fold has a run of its own below the job's, if there are several."""
     if len(plans) == 1:
-        fit(plans, [Recorder(tracker, plans[0].loop.steps)], folder)
+        fit(plans, [Recorder(tracker, plans[0].loop.steps)], turn)
         return
     names = [plan.title for plan in plans]
     keys = {name: f"{request}{name.replace(' ', '')}" for name in names}
     with nested(tracker, config, keys) as trackers:
         told = zip(trackers, plans, names, strict=True)
-        fit(plans, [Recorder(each, plan.loop.steps, name) for each, plan, name in told], folder)
+        fit(plans, [Recorder(each, plan.loop.steps, name) for each, plan, name in told], turn)
 
 
 def make_plans(
@@ -273,8 +275,12 @@ def _announce(config: FinetuneConfig, plans: Sequence[FinetunePlan], task: Task,
     for line in task.folds.describe().to_string(index=False).split("\n"):
         logger.info("%s", line)
     unseen = task.folds.unseen()
-    if len(unseen):
-        logger.warning("tested on, but never trained on: %s", listing(unseen["class"].unique()))
+    if len(unseen):  # they count as wrong answers, and metrics.json lists them
+        names = (
+            f"{row[1]}: {row[2]} (fold {row[0]}, {row[3]:,} {task.folds.unit})"
+            for row in unseen.itertuples(index=False)
+        )
+        logger.warning("tested on, but never trained on: %s", listing(names))
     counted = count_parameters(plans[0].initial(corpus))
     logger.info(
         "fine-tuning %s of %s weights of %s: %s fold(s), up to %s steps of %s cells each; starting takes half a minute",

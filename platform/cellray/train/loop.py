@@ -5,6 +5,7 @@ alone in a test or in a trial of a search as it runs on a cluster.
 """
 
 import math
+from collections import deque
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -19,12 +20,15 @@ from transformers import get_scheduler
 from cellray.train.checkpoints import Checkpoints
 from cellray.train.contracts import Batch, Objective, Session
 from cellray.train.objectives import step_generator
-from cellray.train.parallel import gather_from_all, gradients_shared, scale_gradients, whole
+from cellray.train.parallel import agree, gather_from_all, gradients_shared, scale_gradients, whole
 from cellray.train.precision import Autocast
 from cellray.train.state import capture, load_state
 from cellray.train.throughput import ThroughputWindow, peak_memory_bytes, peak_of
 
 Schedule = Literal["linear", "cosine", "polynomial", "constant_with_warmup"]
+
+_REPORTS_KEPT = 1000
+"""Reports a checkpoint holds: those that were on their way when worker or job were killed are found there."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,10 @@ class NonFiniteLossError(FloatingPointError):
         return f"the loss became {self.value} at step {self.step:,}"
 
 
+class TakenOverError(RuntimeError):
+    """Another job has begun to write the same output."""
+
+
 @dataclass(frozen=True)
 class _StepLoss:
     """A step whose loss has not been looked at; looking makes a GPU wait."""
@@ -147,6 +155,8 @@ class Loop:
         self._summed = torch.zeros(2, dtype=torch.float64, device=device)  # loss and weight since the last report
         self._peak = peak_of(device, dtype)
         self.progress = Progress()
+        self.reports: deque[dict[str, float]] = deque(maxlen=_REPORTS_KEPT)
+        self.leaving = False
 
     @property
     def step(self) -> int:
@@ -162,6 +172,9 @@ class Loop:
     def run(self, steps: Iterable[Sequence[Batch]], validation: Sequence[Batch], checkpoints: Checkpoints) -> None:
         """Train until all steps are done or the watched metric no longer improves.
 
+        Ends early, with `leaving` set and a checkpoint begun, where a machine is about to be taken away: what would be
+        done there any longer is lost.
+
         Parameters
         ----------
         steps
@@ -175,9 +188,11 @@ class Loop:
         ------
         NonFiniteLossError
             The loss is not a finite number.
+        TakenOverError
+            Another job writes the output now.
         """
         source, window = iter(steps), self._window()
-        while not self.finished:
+        while not self.finished and not self.leaving:
             with window.waiting():
                 passes = next(source)
             for batch in passes:
@@ -187,8 +202,6 @@ class Loop:
             if due or self.step % self._config.log_every == 0:
                 self._account(window, validation if due else None, checkpoints)
                 window = self._window()  # validation does not count towards the rates
-        if self._session.rank == 0:
-            checkpoints.finish()
 
     def train_step(self, passes: Sequence[Batch]) -> None:
         """Do one optimiser step on the batches of all workers.
@@ -231,7 +244,11 @@ class Loop:
 
     def save(self, checkpoints: Checkpoints, metrics: dict[str, float]) -> None:
         """Copy the state and let it be written aside."""
-        numbers = {"progress": asdict(self.progress), "scheduler": self._scheduler.state_dict()}
+        numbers = {
+            "progress": asdict(self.progress),
+            "scheduler": self._scheduler.state_dict(),
+            "reports": list(self.reports),
+        }
         state = capture(self._objective.module, self._optimizer, numbers, keep=self._session.rank == 0)
         if state is not None:
             checkpoints.save(self.step, state, metrics, self.progress.best_step or None)
@@ -243,6 +260,7 @@ class Loop:
         for group, rate in zip(self._optimizer.param_groups, self._scheduler.get_last_lr(), strict=True):
             group["lr"] = rate
         self.progress = Progress(**numbers["progress"])
+        self.reports.extend(numbers.get("reports", []))
 
     def _account(self, window: ThroughputWindow, validation: Sequence[Batch] | None, checkpoints: Checkpoints) -> None:
         """Report; validate and save if it is time for it."""
@@ -256,9 +274,15 @@ class Loop:
             metrics |= self.validate(validation)
             if validation:  # a model that is trained on all cells is not judged
                 self.progress.took(metrics[self._config.monitor], self._config)
-        if validation is not None or self._session.leaving():
+        metrics |= checkpoints.take_figures()
+        report = {"step": self.step, **metrics}
+        self.reports.append(report)
+        self.leaving = self._session.leaving() and not self.finished
+        if validation is not None or self.leaving:
             self.save(checkpoints, metrics)
-        self._session.report({"step": self.step, **metrics}, checkpoints.take_notes())
+        self._session.report(report, checkpoints.take_notes())
+        if agree(int(self._session.rank == 0 and checkpoints.turn.lost()), self._session.world_size):
+            raise TakenOverError
 
     def _window(self) -> ThroughputWindow:
         return ThroughputWindow(self._objective.flops, self._peak)

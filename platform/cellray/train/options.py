@@ -60,6 +60,9 @@ class GroupOptions(JobConfig):
         "auto", description="pretraining without padding, cells in one row; auto: on GPUs that compute in bf16"
     )
     compile: bool = Field(False, description="compile the model with torch.compile")
+    resize_interval: float = Field(
+        60.0, gt=0, description="between looks for room for more workers, where --num-workers has a range [s]"
+    )
     max_failures: int = Field(2, ge=0, description="times lost workers are replaced before giving up")
     keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints kept, beside the best one")
     log_every: int = Field(20, ge=1, description="most steps between reports of the training loss [steps]")

@@ -28,6 +28,7 @@ from cellray.train.recording import recorded, register
 from cellray.train.reports import Recorder
 from cellray.train.state import load_weights
 from cellray.train.trainer import check_resources, fit, threads_of
+from cellray.train.turn import Turn
 
 logger = logging.getLogger(__name__)
 
@@ -96,10 +97,11 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
         register(config, output, request, corpus, None)
         return done
     check_resources(config)
+    turn = Turn.take(f"{output}.training")
     name, facts = f"pretrain {config.model or config.preset}", {"steps": plan.loop.steps, "cells": corpus.manifest.rows}
     with recorded(config, name, request, corpus, parent, facts) as tracker:
         _announce(config, plan, corpus)
-        fit([plan], [Recorder(tracker, plan.loop.steps)], f"{output}.training")
+        fit([plan], [Recorder(tracker, plan.loop.steps)], turn)
         result = _publish(plan, corpus, output, tracker, _provenance(config, corpus, parent, request))
         tracker.set_tags({"model": output})
         register(config, output, request, corpus, tracker)

@@ -4,9 +4,9 @@ Runs in a group of processes that somebody else has connected, or alone. Knows n
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,10 @@ from cellray.errors import listing
 from cellray.train.checkpoints import Checkpoints
 from cellray.train.contracts import Objective, Session
 from cellray.train.feed import Feed, spans
-from cellray.train.loop import Loop, LoopConfig, NonFiniteLossError
+from cellray.train.loop import Loop, LoopConfig, NonFiniteLossError, TakenOverError
 from cellray.train.options import GroupOptions
 from cellray.train.order import Selection, TrainingOrder
-from cellray.train.parallel import agree, wrap
+from cellray.train.parallel import agree, gather_from_all, wrap
 from cellray.train.precision import (
     Autocast,
     Precision,
@@ -34,6 +34,7 @@ from cellray.train.precision import (
     checkpoint_activations,
     compile_layers,
 )
+from cellray.train.turn import Turn
 from cellray.vocabulary import PAD
 
 _PASS_TOKENS = {"cpu": 2_048, "cuda": 65_536}
@@ -59,6 +60,8 @@ class TrainPlan(ABC):
         Torch threads on CPU.
     checkpoints
         Folder of the checkpoints.
+    turn
+        The job's turn to write there.
     """
 
     corpus: str
@@ -68,6 +71,7 @@ class TrainPlan(ABC):
     group: GroupOptions
     threads: int
     checkpoints: str
+    turn: Turn = field(default_factory=Turn)
 
     @abstractmethod
     def objective(self, corpus: Corpus, device: torch.device, rank: int) -> Objective:
@@ -103,7 +107,7 @@ class TrainPlan(ABC):
 
     def store(self) -> Checkpoints:
         """Return the checkpoints of this training."""
-        return Checkpoints(self.checkpoints, self.group.keep_checkpoints)
+        return Checkpoints(self.checkpoints, self.group.keep_checkpoints, self.turn)
 
 
 @dataclass(frozen=True)
@@ -120,12 +124,18 @@ class Outcome:
         What is to be told at the end.
     error
         Why it stopped, empty if it came to its end. What stops all workers alike comes back so: it would happen again.
+    figures
+        Metrics that came after the last report.
+    leaving
+        A machine is about to be taken away: others are to go on.
     """
 
     steps: int
     best_step: int
     notes: tuple[str, ...] = ()
     error: str = ""
+    figures: Mapping[str, float] = field(default_factory=dict)
+    leaving: bool = False
 
 
 def run_plan(plan: TrainPlan, session: Session, device: torch.device) -> Outcome:
@@ -139,29 +149,56 @@ def run_plan(plan: TrainPlan, session: Session, device: torch.device) -> Outcome
     precision = partial(autocast, dtype, device)
     loop = Loop(objective, wrapped, optimizer, plan.loop, device, session, precision, dtype or torch.float32)
     checkpoints = plan.store()
-    _resume(loop, checkpoints, rank, world_size)
+    _resume(loop, checkpoints, session)
     pass_tokens = plan.group.pass_tokens or _PASS_TOKENS[device.type]
     pad_id = corpus.vocabulary.special_tokens[PAD]
     feed = Feed(plan.order(corpus), plan.selections()[1], rank, world_size, pad_id, pass_tokens)
+    error = ""
     try:
         loop.run(feed.steps(loop.step), feed.held_out(), checkpoints)
-        plan.conclude(corpus, objective, feed, session, precision)
-    except NonFiniteLossError as error:
-        names = listing(cell_names(corpus, error.cells))
-        fix = "Try a lower learning rate, or look at these cells."
-        return Outcome(loop.step, loop.progress.best_step, error=f"{error}, on cells {names}. {fix}")
-    return Outcome(loop.step, loop.progress.best_step, tuple(checkpoints.take_notes()))
+        error = _last_checkpoint(checkpoints, session)
+        if not (error or loop.leaving):
+            plan.conclude(corpus, objective, feed, session, precision)
+    except NonFiniteLossError as wrong:
+        names = listing(cell_names(corpus, wrong.cells))
+        error = f"{wrong}, on cells {names}. Try a lower learning rate, or look at these cells."
+    except TakenOverError:
+        error = f"another job took over this output, or has finished it ({plan.turn.folder}); this one stopped"
+    notes, figures = tuple(checkpoints.take_notes()), checkpoints.take_figures()
+    return Outcome(loop.step, loop.progress.best_step, notes, error, figures, loop.leaving)
 
 
-def _resume(loop: Loop, checkpoints: Checkpoints, rank: int, world_size: int) -> None:
-    """Go on from the newest sound checkpoint: the one that the first worker finds."""
+def _resume(loop: Loop, checkpoints: Checkpoints, session: Session) -> None:
+    """Go on from the newest sound checkpoint, the one that the first worker finds, and tell of it."""
     with ExitStack() as stack:
         folder: Path | None = None
         step = 0
-        if rank == 0 and (found := stack.enter_context(checkpoints.newest())) is not None:
-            folder, step = found[0], int(found[1]["step"])
-        if (step := agree(step, world_size)) > 0:
+        if session.rank == 0:
+            checkpoints.sweep()
+            if (found := stack.enter_context(checkpoints.newest())) is not None:
+                folder, step = found[0], int(found[1]["step"])
+        if (step := agree(step, session.world_size)) > 0:
             loop.load(folder or stack.enter_context(checkpoints.at(step)))
+    if loop.step:
+        if not loop.finished:
+            going = f"going on from the checkpoint of step {step:,} with {session.world_size} worker(s)"
+            checkpoints.notes.append(going)
+        session.report({"step": step}, checkpoints.take_notes(), list(loop.reports))
+
+
+def _last_checkpoint(checkpoints: Checkpoints, session: Session) -> str:
+    """Wait until the last checkpoint is written; return, on all workers, what there is to say if it could not be."""
+    failure = ""
+    if session.rank == 0:
+        try:
+            checkpoints.finish()
+        except Exception as error:  # full disk, no network
+            newest = max(checkpoints.steps(), default=0)
+            failure = (
+                f"the last checkpoint could not be written ({error}); the newest one is of step {newest:,}. "
+                "Make room, or mend the storage, and run the same command again."
+            )
+    return str(gather_from_all([failure], session.world_size)[0])
 
 
 def cell_names(corpus: Corpus, cells: Sequence[int]) -> list[str]:
