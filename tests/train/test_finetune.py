@@ -208,7 +208,23 @@ def test_frozen_layers_and_lora_train_little(config_of: Callable[..., FinetuneCo
     [
         ('label = "kind"', {}, "task must be one of cell_classification, regression, multitask, gene_classification"),
         ('task = "cell_classification"\nlabel = "colour"', {}, "'colour'; kept: kind, age, donor, sparse"),
-        ('task = "cell_classification"\nlabel = "kind"\nlable = 1', {}, "lable: Extra inputs are not permitted"),
+        (
+            'task = "cell_classification"\nlabel = "kind"\nlable = 1',
+            {},
+            "found lable is no option there (did you mean label?). See",
+        ),
+        (
+            'task = "cell_classification"\nlabel = "kind"\nfold = 2',
+            {},
+            "found fold is no option there (did you mean folds in [split]?). See",
+        ),
+        ('task = "cell_classification"\nsplit.folds = 2', {}, "found label is missing. See"),
+        ('task = "cell_classification"\nlabel = "kind"\nsplit.kind = "grouped"', {}, "found a grouped kind of split"),
+        (
+            'task = "multitask"\nheads = [{name = "kind"}, {name = "age", kind = "number"}]',
+            {},
+            "found head 2.kind 'number': Input should be 'classification' or 'regression'",
+        ),
         ('task = "regression"\nlabel = "kind"', {}, "a regression needs a numeric column"),
         (CLASSES, {"monitor": "f1"}, "--monitor: the metric to watch must be measured; found 'f1'"),
         (CLASSES, {"pooling": "cls"}, "cls"),

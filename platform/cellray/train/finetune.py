@@ -30,6 +30,7 @@ from cellray.train.parameters import count_parameters, merge_lora
 from cellray.train.planning import count_steps, loop_config
 from cellray.train.recording import nested, recorded, register
 from cellray.train.reports import Recorder
+from cellray.train.split_overview import overview
 from cellray.train.tasks.contract import ALL, Task
 from cellray.train.tasks.table import TaskConfig, read_task
 from cellray.train.trainer import check_resources, fit, threads_of
@@ -44,7 +45,7 @@ class _Subject(JobConfig):
 
     corpus: str = Field(description="token corpus with the labels, from jobs.tokenize_corpus --obs-columns")
     model: str = Field(description="model to start from: a directory, ours or an official one, or models:/NAME@ALIAS")
-    task: str = Field(description="TOML file that names the task, the labels and the split")
+    task: str = Field(description="TOML file of task, labels and split; examples: jobs/configs/task_*.toml")
     output: str = Field(description="directory or s3:// URI of the model; the report goes to OUTPUT.report")
 
 
@@ -270,12 +271,12 @@ def _report(
 
 def _announce(config: FinetuneConfig, plans: Sequence[FinetunePlan], task: Task, corpus: Corpus) -> None:
     """Say what is about to happen."""
-    for line in task.folds.describe().to_string(index=False).split("\n"):
+    counted = count_parameters(plans[0].initial(corpus))  # first: it refuses options that do not fit the model
+    for line in overview(task.folds):
         logger.info("%s", line)
     unseen = task.folds.unseen()
     if len(unseen):
         logger.warning("tested on, but never trained on: %s", listing(unseen["class"].unique()))
-    counted = count_parameters(plans[0].initial(corpus))
     logger.info(
         "fine-tuning %s of %s weights of %s: %s fold(s), up to %s steps of %s cells each; starting takes half a minute",
         f"{counted.trainable:,}",
