@@ -237,13 +237,13 @@ def test_genes_are_split_by_class() -> None:
 
 
 def test_the_overview_tells_cells_by_class_and_part() -> None:
-    """Two classes of ten cells; two folds, so that each test part has half of each."""
-    folds = split_cells(SplitConfig(folds=2), {"kind": labels_of([0, 1] * 10 + [-1])})
+    """Eleven cells of a, ten of b; two folds, so that each test part has half of each."""
+    folds = split_cells(SplitConfig(folds=2, validation_fraction=0.2), {"kind": labels_of([0] * 11 + [1] * 10 + [-1])})
     assert overview(folds) == [
-        "2 folds, cells of each: train 9, validation 1, test 10",
+        "2 folds, cells of each: train 8, validation 2-3, test 10-11",
         "kind train validation test",
-        "   a   4-5        0-1    5",
-        "   b   4-5        0-1    5",
+        "   a     4        1-2  5-6",
+        "   b     4          1    5",
     ]
     one = split_cells(SplitConfig(validation_fraction=0), {"kind": labels_of([0, 1] * 10)})
     assert overview(one)[0] == "cells: train 16, test 4"

@@ -17,6 +17,9 @@ from cellray.tracking import Tracker
 logger = logging.getLogger(__name__)
 
 _JOIN_S = 60.0
+_QUIET_S = 5.0
+_MUCH_WAITING = 0.05
+_TOLD = ("train_loss", "validation_loss", "accuracy", "macro_f1", "r2", "mae")
 NOTES, PLAN, STEP = "notes", "plan", "step"
 
 
@@ -35,7 +38,7 @@ class Recorder:
 
     def __init__(self, tracker: Tracker, steps: int, name: str = "") -> None:
         self._tracker, self._steps, self._name = tracker, steps, f"{name}, " if name else ""
-        self._began, self._first = time.monotonic(), 0
+        self._began, self._first, self._shown = time.monotonic(), 0, -_QUIET_S
 
     def take(self, metrics: Mapping[str, float], notes: Sequence[str]) -> None:
         """Take a report: metrics, `step` among them, and notes."""
@@ -44,16 +47,40 @@ class Recorder:
         self._tracker.log_metrics(values, step)
         for note in notes:
             logger.info("%s%s", self._name, note)
-        text = ", ".join(f"{name} {value:,.4g}" for name, value in values.items())
-        logger.info("%sstep %s of %s: %s%s", self._name, f"{step:,}", f"{self._steps:,}", text, self._left(step))
+        if self._due(step, values):
+            text = f"{', '.join(told(values))}{self._left(step)}"
+            logger.info("%sstep %s of %s: %s", self._name, f"{step:,}", f"{self._steps:,}", text)
+
+    def _due(self, step: int, values: Mapping[str, float]) -> bool:
+        """Tell whether a person wants to read of this: not of every hundred steps of a training of seconds."""
+        now = time.monotonic()
+        due = now - self._shown >= _QUIET_S or step == self._steps or any("validation" in name for name in values)
+        self._shown = now if due else self._shown
+        return due
 
     def _left(self, step: int) -> str:
         """Return the time left, from the steps of this process: a training may go on from an earlier one."""
         if not self._first:
             self._first, self._began = step, time.monotonic()
             return ""
+        if step == self._steps:
+            return ""
         seconds = (time.monotonic() - self._began) / max(1, step - self._first) * (self._steps - step)
         return f"; about {seconds:,.0f} s left"
+
+
+def told(metrics: Mapping[str, float]) -> list[str]:
+    """Return what a person is told of a report; what the machine did goes to the tracker alone.
+
+    Losses, the best known figures of the validation part, the speed, and waiting for data if it took more than 5 %.
+    """
+    found = [f"{name} {value:.4g}" for name, value in metrics.items() if name.rsplit("/", 1)[-1] in _TOLD]
+    if "cells_per_s" in metrics:
+        speed = metrics["cells_per_s"]
+        found.append(f"{speed:,.0f} cells/s" if speed >= 10 else f"{speed:.2g} cells/s")
+    if (waiting := metrics.get("data_wait_share", 0.0)) > _MUCH_WAITING:
+        found.append(f"{waiting:.0%} of the time waiting for data")
+    return found
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,48 @@
+"""What a person is told of a training."""
+
+import logging
+
+import pytest
+
+from cellray.train.reports import Recorder, told
+
+
+class Kept:
+    """Takes metrics as a tracker does."""
+
+    def __init__(self) -> None:
+        self.logged: list[tuple[dict[str, float], int]] = []
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        self.logged.append((metrics, step))
+
+
+def test_few_figures_are_told() -> None:
+    report = {
+        "train_loss": 0.51234,
+        "grad_norm": 3.0,
+        "cells_per_s": 1234.5,
+        "tokens_per_s": 1e5,
+        "data_wait_share": 0.04,
+        "learning_rate": 1e-3,
+        "type/accuracy": 0.75,
+        "type/ece": 0.1,
+    }
+    assert told(report) == ["train_loss 0.5123", "type/accuracy 0.75", "1,234 cells/s"]
+    assert told({"cells_per_s": 12.0, "data_wait_share": 0.3}) == ["12 cells/s", "30% of the time waiting for data"]
+
+
+def test_a_quick_training_is_told_of_seldom_and_recorded_whole(caplog: pytest.LogCaptureFixture) -> None:
+    """Of a hundred reports in an instant: the first, one with a validation and the last."""
+    kept = Kept()
+    recorder = Recorder(kept, 100, "fold 1")  # type: ignore[arg-type]
+    with caplog.at_level(logging.INFO, "cellray"):
+        for step in range(1, 101):
+            more = {"validation_loss": 2.0} if step == 50 else {}
+            recorder.take({"step": step, "train_loss": 1.0, "cells_per_s": 10.0, **more}, [])
+    assert len(kept.logged) == 100
+    assert [message.split(";")[0] for message in caplog.messages] == [
+        "fold 1, step 1 of 100: train_loss 1, 10 cells/s",
+        "fold 1, step 50 of 100: train_loss 1, validation_loss 2, 10 cells/s",
+        "fold 1, step 100 of 100: train_loss 1, 10 cells/s",
+    ]
