@@ -92,7 +92,9 @@ def test_numbers_are_drawn(cells: int, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     truth = rng.normal(1000, 300, cells)
     truth[:1] = np.nan if cells > 1 else 5.0
-    plots.regression_png(np.nan_to_num(truth) + rng.normal(0, 100, cells), truth, tmp_path / "picture.png", "n_genes", note="r2 0.9")
+    plots.regression_png(
+        np.nan_to_num(truth) + rng.normal(0, 100, cells), truth, tmp_path / "picture.png", "n_genes", note="r2 0.9"
+    )
     height, width, _ = mpl_image.imread(tmp_path / "picture.png").shape
     assert 400 < height < 1200
     assert 400 < width < 1200

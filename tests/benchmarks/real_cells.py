@@ -198,7 +198,9 @@ def _baseline(name: str, options: argparse.Namespace) -> dict[str, Any]:
     task: CellTask = config.open(corpus)
     ((head, labels),) = task.labels.items()
     assert isinstance(labels, ClassLabels)
-    row_n = np.concatenate(list(scan(corpus, [schema.SOURCE_ROW], lambda _, cells: cells[schema.SOURCE_ROW].to_numpy())))
+    row_n = np.concatenate(
+        list(scan(corpus, [schema.SOURCE_ROW], lambda _, cells: cells[schema.SOURCE_ROW].to_numpy()))
+    )
     x_ng = sparse.csr_matrix(anndata.read_h5ad(options.data / SETS[name].file).X)[row_n]
     result = logistic_regression(log_normalised(x_ng), labels.code_n, labels.classes, task.folds, head)
     return result.to_json()

@@ -38,7 +38,11 @@ def test_the_recipes_say_what_was_published() -> None:
 
 
 def test_the_recipe_of_fine_tuning_says_what_was_published() -> None:
-    argv = ["--config", str(CONFIGS / "finetune_v1.toml"), *"--corpus c --model m --task t --output o".split()]
+    argv = [
+        "--config",
+        str(CONFIGS / "finetune_v1.toml"),
+        *["--corpus", "c", "--model", "m", "--task", "t", "--output", "o"],
+    ]
     config = parse_config(FinetuneConfig, argv, "python -m jobs.finetune")
     assert (config.learning_rate, config.schedule, config.warmup(10**6)) == (5e-5, "linear", 500)
     assert (config.weight_decay, config.batch_size, config.epochs) == (0.001, 12, 10)

@@ -1,10 +1,11 @@
 """What a person is told of a training."""
 
 import logging
+from pathlib import Path
 
 import pytest
 
-from cellray.train.reports import Recorder, told
+from cellray.train.reports import Recorder, draw_training, told
 
 
 class Kept:
@@ -41,8 +42,21 @@ def test_a_quick_training_is_told_of_seldom_and_recorded_whole(caplog: pytest.Lo
             more = {"validation_loss": 2.0} if step == 50 else {}
             recorder.take({"step": step, "train_loss": 1.0, "cells_per_s": 10.0, **more}, [])
     assert len(kept.logged) == 100
+    assert recorder.history == {"train_loss": (list(range(1, 101)), [1.0] * 100), "validation_loss": ([50], [2.0])}
     assert [message.split(";")[0] for message in caplog.messages] == [
         "fold 1, step 1 of 100: train_loss 1, 10 cells/s",
         "fold 1, step 50 of 100: train_loss 1, validation_loss 2, 10 cells/s",
         "fold 1, step 100 of 100: train_loss 1, 10 cells/s",
     ]
+
+
+def test_the_course_of_all_folds_is_drawn(tmp_path: Path) -> None:
+    recorders = [Recorder(Kept(), 40, f"fold {fold}") for fold in range(5)]  # type: ignore[arg-type]
+    assert draw_training(recorders, tmp_path / "none.png", "kinds") is None
+    for fold, recorder in enumerate(recorders):
+        for step in range(1, 41):
+            more = {"validation_loss": 2.0 - step / 40 + fold / 20, "accuracy": step / 50} if step % 10 == 0 else {}
+            recorder.take({"step": step, "train_loss": 2 - step / 30, "token/accuracy": float("nan"), **more}, [])
+    path = draw_training(recorders, tmp_path / "training.png", "kinds")
+    assert path is not None
+    assert path.stat().st_size > 10_000

@@ -29,7 +29,7 @@ from cellray.train.order import TrainingOrder
 from cellray.train.parameters import count_parameters, merge_lora
 from cellray.train.planning import count_steps, loop_config
 from cellray.train.recording import nested, recorded, register
-from cellray.train.reports import Recorder
+from cellray.train.reports import Recorder, draw_training
 from cellray.train.split_overview import overview
 from cellray.train.tasks.contract import ALL, Task
 from cellray.train.tasks.table import TaskConfig, read_task
@@ -115,9 +115,9 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
     check_resources(config)
     facts = {"steps": plans[0].loop.steps, "cells": corpus.manifest.rows, "folds": len(task.folds)}
     with recorded(config, f"finetune {Path(config.task).stem}", request, corpus, parent, facts) as tracker:
-        _fit(config, plans, request, tracker, f"{output}.training")
+        recorders = _fit(config, plans, request, tracker, f"{output}.training")
         tested = [plan.answers() for plan in plans if plan.part == TRAIN]
-        _report(f"{output}.report", task, task.results(tested), task.details(tested), config, tracker)
+        _report(f"{output}.report", task, task.results(tested), task.details(tested), config, tracker, recorders)
         made = provenance(config, corpus, parent, request, task_config) | {"run": tracker.where()}
         publish(plans[-1], corpus, made, output)
         tracker.set_tags({"model": output})
@@ -126,16 +126,21 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
     return _read_result(output, tracker.where())
 
 
-def _fit(config: FinetuneConfig, plans: Sequence[FinetunePlan], request: str, tracker: Tracker, folder: str) -> None:
-    """Train; each fold has a run of its own below the job's, if there are several."""
+def _fit(
+    config: FinetuneConfig, plans: Sequence[FinetunePlan], request: str, tracker: Tracker, folder: str
+) -> list[Recorder]:
+    """Train and return what was reported; each fold has a run of its own below the job's, if there are several."""
     if len(plans) == 1:
-        fit(plans, [Recorder(tracker, plans[0].loop.steps)], folder)
-        return
+        recorders = [Recorder(tracker, plans[0].loop.steps)]
+        fit(plans, recorders, folder)
+        return recorders
     names = [plan.title for plan in plans]
     keys = {name: f"{request}{name.replace(' ', '')}" for name in names}
     with nested(tracker, config, keys) as trackers:
         told = zip(trackers, plans, names, strict=True)
-        fit(plans, [Recorder(each, plan.loop.steps, name) for each, plan, name in told], folder)
+        recorders = [Recorder(each, plan.loop.steps, name) for each, plan, name in told]
+        fit(plans, recorders, folder)
+    return recorders
 
 
 def make_plans(
@@ -254,6 +259,7 @@ def _report(
     details: dict[str, Any],
     config: FinetuneConfig,
     tracker: Tracker,
+    recorders: Sequence[Recorder],
 ) -> None:
     """Write figures and pictures, and hand them to the tracker."""
     with tempfile.TemporaryDirectory(prefix="cellray-report-") as name:
@@ -261,7 +267,9 @@ def _report(
         title = (
             f"{Path(config.task).stem}, {len(task.folds)} fold(s)" if len(task.folds) > 1 else Path(config.task).stem
         )
-        for path in write_report(folder, results, task.folds, title, details):
+        written = [draw_training(recorders, folder / "training.png", title)]
+        written += write_report(folder, results, task.folds, title, details)
+        for path in filter(None, written):
             tracker.log_file(path)
         if storage.exists(uri):  # of a run that was broken off before its model was published
             storage.remove_directory(uri)

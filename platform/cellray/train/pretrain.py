@@ -2,7 +2,9 @@
 
 import logging
 import math
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +27,7 @@ from cellray.train.order import RandomPart, TrainingOrder
 from cellray.train.planning import count_steps, loop_config
 from cellray.train.pretrain_plan import PretrainPlan
 from cellray.train.recording import recorded, register
-from cellray.train.reports import Recorder
+from cellray.train.reports import Recorder, draw_training
 from cellray.train.state import load_weights
 from cellray.train.trainer import check_resources, fit, threads_of
 
@@ -99,7 +101,11 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
     name, facts = f"pretrain {config.model or config.preset}", {"steps": plan.loop.steps, "cells": corpus.manifest.rows}
     with recorded(config, name, request, corpus, parent, facts) as tracker:
         _announce(config, plan, corpus)
-        fit([plan], [Recorder(tracker, plan.loop.steps)], f"{output}.training")
+        recorder = Recorder(tracker, plan.loop.steps)
+        fit([plan], [recorder], f"{output}.training")
+        with tempfile.TemporaryDirectory(prefix="cellray-training-") as folder:
+            if picture := draw_training([recorder], Path(folder) / "training.png", name):
+                tracker.log_file(picture)
         result = _publish(plan, corpus, output, tracker, _provenance(config, corpus, parent, request))
         tracker.set_tags({"model": output})
         register(config, output, request, corpus, tracker)

@@ -5,13 +5,16 @@ runs and is their one writer, so a slow tracking server holds up nothing but thi
 """
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from cellray.plots.training import Points, training_png
 from cellray.tracking import Tracker
 
 logger = logging.getLogger(__name__)
@@ -34,17 +37,29 @@ class Recorder:
         Optimiser steps to be done.
     name
         Put before every line; empty for the only training.
+
+    Attributes
+    ----------
+    history
+        Steps and values by name of what a person is told, since this process began.
     """
 
     def __init__(self, tracker: Tracker, steps: int, name: str = "") -> None:
         self._tracker, self._steps, self._name = tracker, steps, f"{name}, " if name else ""
         self._began, self._first, self._shown = time.monotonic(), 0, -_QUIET_S
+        self.name = name
+        self.history: dict[str, tuple[list[int], list[float]]] = {}
 
     def take(self, metrics: Mapping[str, float], notes: Sequence[str]) -> None:
         """Take a report: metrics, `step` among them, and notes."""
         values = dict(metrics)
         step = int(values.pop(STEP))
         self._tracker.log_metrics(values, step)
+        for key in filter(_is_told, values):
+            if math.isfinite(values[key]):
+                steps, series = self.history.setdefault(key, ([], []))
+                steps.append(step)
+                series.append(values[key])
         for note in notes:
             logger.info("%s%s", self._name, note)
         if self._due(step, values):
@@ -74,13 +89,34 @@ def told(metrics: Mapping[str, float]) -> list[str]:
 
     Losses, the best known figures of the validation part, the speed, and waiting for data if it took more than 5 %.
     """
-    found = [f"{name} {value:.4g}" for name, value in metrics.items() if name.rsplit("/", 1)[-1] in _TOLD]
+    found = [f"{name} {value:.4g}" for name, value in metrics.items() if _is_told(name)]
     if "cells_per_s" in metrics:
         speed = metrics["cells_per_s"]
         found.append(f"{speed:,.0f} cells/s" if speed >= 10 else f"{speed:.2g} cells/s")
     if (waiting := metrics.get("data_wait_share", 0.0)) > _MUCH_WAITING:
         found.append(f"{waiting:.0%} of the time waiting for data")
     return found
+
+
+def _is_told(name: str) -> bool:
+    return name.rsplit("/", 1)[-1] in _TOLD and not name.startswith("token/")
+
+
+def draw_training(recorders: Sequence[Recorder], path: Path, title: str) -> Path | None:
+    """Draw losses and figures of trainings over their steps; of those that went on, the steps of this process.
+
+    Returns the path, or None where nothing was reported: all had been done before.
+    """
+    losses: dict[str, Points] = {}
+    figures: dict[str, Points] = {}
+    for recorder in recorders:
+        for name, points in recorder.history.items():
+            label = name.removesuffix("_loss") if name.endswith("_loss") else name
+            (losses if name.endswith("_loss") else figures)[f"{recorder.name} {label}".strip()] = points
+    if not losses:
+        return None
+    training_png(losses, figures, path, title)
+    return path
 
 
 @dataclass(frozen=True)

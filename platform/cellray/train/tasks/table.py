@@ -79,8 +79,8 @@ def _where(place: tuple[int | str, ...]) -> str:
 
 def _meant(name: str) -> str:
     """Return the option that was probably meant, with the table of the file that it belongs in."""
-    places = {option: "" for option in ("label", *CellTaskConfig.model_fields, *GeneTaskConfig.model_fields)}
-    places |= {option: "" for option in CellHead.model_fields}
-    places |= {option: " in [split]" for option in SplitConfig.model_fields}
+    places = dict.fromkeys(("label", *CellTaskConfig.model_fields, *GeneTaskConfig.model_fields), "")
+    places |= dict.fromkeys(CellHead.model_fields, "")
+    places |= dict.fromkeys(SplitConfig.model_fields, " in [split]")
     near = difflib.get_close_matches(name, places, n=1)
     return f" (did you mean {near[0]}{places[near[0]]}?)" if near else ""
