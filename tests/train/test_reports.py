@@ -30,6 +30,7 @@ def test_few_figures_are_told() -> None:
         "type/ece": 0.1,
     }
     assert told(report) == ["train_loss 0.5123", "type/accuracy 0.75", "1,234 cells/s"]
+    assert told({"train_loss": 1.0, "validation_loss": float("nan")}) == ["train_loss 1"]  # nothing to validate on
     assert told({"cells_per_s": 12.0, "data_wait_share": 0.3}) == ["12 cells/s", "30% of the time waiting for data"]
 
 

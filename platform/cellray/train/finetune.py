@@ -38,6 +38,8 @@ from cellray.train.trainer import check_resources, fit, threads_of
 logger = logging.getLogger(__name__)
 
 METRICS = "metrics.json"
+TEST_FIGURES = "test/"
+"""Before the names of the test parts' figures in a run: those of validations have the same names."""
 
 
 class _Subject(JobConfig):
@@ -115,6 +117,7 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
     check_resources(config)
     facts = {"steps": plans[0].loop.steps, "cells": corpus.manifest.rows, "folds": len(task.folds)}
     with recorded(config, f"finetune {Path(config.task).stem}", request, corpus, parent, facts) as tracker:
+        tracker.log_text(task_config.model_dump_json(indent=1), "task.json")
         recorders = _fit(config, plans, request, tracker, f"{output}.training")
         tested = [plan.answers() for plan in plans if plan.part == TRAIN]
         _report(f"{output}.report", task, task.results(tested), task.details(tested), config, tracker, recorders)
@@ -274,7 +277,7 @@ def _report(
         if storage.exists(uri):  # of a run that was broken off before its model was published
             storage.remove_directory(uri)
         storage.publish_directory(folder, uri, last=METRICS)
-    tracker.log_metrics(flat_metrics(results), 0)
+    tracker.log_metrics({f"{TEST_FIGURES}{name}": value for name, value in flat_metrics(results).items()}, 0)
 
 
 def _announce(config: FinetuneConfig, plans: Sequence[FinetunePlan], task: Task, corpus: Corpus) -> None:

@@ -69,7 +69,11 @@ class Recorder:
     def _due(self, step: int, values: Mapping[str, float]) -> bool:
         """Tell whether a person wants to read of this: not of every hundred steps of a training of seconds."""
         now = time.monotonic()
-        due = now - self._shown >= _QUIET_S or step == self._steps or any("validation" in name for name in values)
+        due = (
+            now - self._shown >= _QUIET_S
+            or step == self._steps
+            or math.isfinite(values.get("validation_loss", math.nan))
+        )
         self._shown = now if due else self._shown
         return due
 
@@ -89,7 +93,7 @@ def told(metrics: Mapping[str, float]) -> list[str]:
 
     Losses, the best known figures of the validation part, the speed, and waiting for data if it took more than 5 %.
     """
-    found = [f"{name} {value:.4g}" for name, value in metrics.items() if _is_told(name)]
+    found = [f"{name} {value:.4g}" for name, value in metrics.items() if _is_told(name) and math.isfinite(value)]
     if "cells_per_s" in metrics:
         speed = metrics["cells_per_s"]
         found.append(f"{speed:,.0f} cells/s" if speed >= 10 else f"{speed:.2g} cells/s")
