@@ -19,8 +19,6 @@ def ensure_ray() -> None:
     import ray
     from ray.data import DataContext
 
-    if not os.environ.get(WORKER_LOGS):  # Ray Data's actor pools make its core print warnings that are none of a user's
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     if not ray.is_initialized():
         ray.init(
             address=os.environ.get("RAY_ADDRESS") or "local",
