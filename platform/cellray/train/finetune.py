@@ -267,9 +267,8 @@ def _report(
     """Write figures and pictures, and hand them to the tracker."""
     with tempfile.TemporaryDirectory(prefix="cellray-report-") as name:
         folder = Path(name)
-        title = (
-            f"{Path(config.task).stem}, {len(task.folds)} fold(s)" if len(task.folds) > 1 else Path(config.task).stem
-        )
+        folds = f", {len(task.folds)} folds" if len(task.folds) > 1 else ""
+        title = f"{Path(config.task).stem.removeprefix('task_')}{folds}"
         written = [draw_training(recorders, folder / "training.png", title)]
         written += write_report(folder, results, task.folds, title, details)
         for path in filter(None, written):
@@ -289,11 +288,11 @@ def _announce(config: FinetuneConfig, plans: Sequence[FinetunePlan], task: Task,
     if len(unseen):
         logger.warning("tested on, but never trained on: %s", listing(unseen["class"].unique()))
     logger.info(
-        "fine-tuning %s of %s weights of %s: %s fold(s), up to %s steps of %s cells each; starting takes half a minute",
+        "fine-tuning %s of %s weights of %s: %s, up to %s steps of %s cells each; starting takes half a minute",
         f"{counted.trainable:,}",
         f"{counted.total:,}",
         config.model,
-        len(task.folds),
+        f"{len(task.folds)} folds, then all cells" if len(task.folds) > 1 else "one split",
         f"{plans[0].loop.steps:,}",
         config.batch_size,
     )
