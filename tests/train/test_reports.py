@@ -1,10 +1,13 @@
 """What a person is told of a training."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from cellray.train.loop import LoopConfig
+from cellray.train.planning import warn_of_warmup
 from cellray.train.reports import Recorder, draw_training, told
 
 
@@ -61,3 +64,15 @@ def test_the_course_of_all_folds_is_drawn(tmp_path: Path) -> None:
     path = draw_training(recorders, tmp_path / "training.png", "kinds")
     assert path is not None
     assert path.stat().st_size > 10_000
+
+
+def test_a_warm_up_that_never_ends_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    loop = LoopConfig(
+        steps=126, schedule="linear", warmup_steps=500, max_grad_norm=1.0, validate_every=50, log_every=5, seed=0
+    )
+    warn_of_warmup(replace(loop, warmup_steps=10))
+    assert caplog.messages == []
+    warn_of_warmup(loop)
+    assert caplog.messages == [
+        "the learning rate rises for 500 of 126 steps: it never gets to its peak; see --warmup-steps"
+    ]

@@ -27,7 +27,7 @@ from cellray.train.folds import TRAIN
 from cellray.train.options import GROUP_FIELDS, GroupOptions, OptimiserOptions
 from cellray.train.order import TrainingOrder
 from cellray.train.parameters import count_parameters, merge_lora
-from cellray.train.planning import count_steps, loop_config
+from cellray.train.planning import count_steps, loop_config, warn_of_warmup
 from cellray.train.recording import nested, recorded, register
 from cellray.train.reports import Recorder, draw_training
 from cellray.train.split_overview import overview
@@ -296,3 +296,4 @@ def _announce(config: FinetuneConfig, plans: Sequence[FinetunePlan], task: Task,
         f"{plans[0].loop.steps:,}",
         config.batch_size,
     )
+    warn_of_warmup(plans[0].loop)

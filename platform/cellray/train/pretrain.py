@@ -24,7 +24,7 @@ from cellray.tracking.options import TrackingOptions
 from cellray.train.feed import spans
 from cellray.train.options import GROUP_FIELDS, GroupOptions, OptimiserOptions
 from cellray.train.order import RandomPart, TrainingOrder
-from cellray.train.planning import count_steps, loop_config
+from cellray.train.planning import count_steps, loop_config, warn_of_warmup
 from cellray.train.pretrain_plan import PretrainPlan
 from cellray.train.recording import recorded, register
 from cellray.train.reports import Recorder, draw_training
@@ -206,12 +206,7 @@ def _announce(config: PretrainConfig, plan: PretrainPlan, corpus: Corpus) -> Non
         low if low == high else f"{low} to {high}",
         f"{plan.order(corpus).steps(0):,}",
     )
-    if plan.loop.warmup_steps >= plan.loop.steps:
-        logger.warning(
-            "the learning rate rises for %s of %s steps: it never gets to its peak; see --warmup-steps",
-            f"{plan.loop.warmup_steps:,}",
-            f"{plan.loop.steps:,}",
-        )
+    warn_of_warmup(plan.loop)
 
 
 def _provenance(config: PretrainConfig, corpus: Corpus, parent: ModelReference | None, request: str) -> dict[str, Any]:
