@@ -60,7 +60,7 @@ def test_the_course_of_all_folds_is_drawn(tmp_path: Path) -> None:
     for fold, recorder in enumerate(recorders):
         for step in range(1, 41):
             more = {"validation_loss": 2.0 - step / 40 + fold / 20, "accuracy": step / 50} if step % 10 == 0 else {}
-            recorder.take({"step": step, "train_loss": 2 - step / 30, "token/accuracy": float("nan"), **more}, [])
+            recorder.take({"step": step, "train_loss": 2 - step / 30, "age/mae": 1e3, **more}, [])
     path = draw_training(recorders, tmp_path / "training.png", "kinds")
     assert path is not None
     assert path.stat().st_size > 10_000

@@ -115,6 +115,8 @@ def draw_training(recorders: Sequence[Recorder], path: Path, title: str) -> Path
     figures: dict[str, Points] = {}
     for recorder in recorders:
         for name, points in recorder.history.items():
+            if name.endswith("mae"):  # in a unit of its own: no scale fits it and shares
+                continue
             label = name.removesuffix("_loss") if name.endswith("_loss") else name
             (losses if name.endswith("_loss") else figures)[f"{recorder.name} {label}".strip()] = points
     if not losses:
