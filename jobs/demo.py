@@ -44,7 +44,7 @@ def main(config: DemoConfig) -> str:
     """Run the chain and tell what came out."""
     began = time.monotonic()
     out = config.output
-    source, label, totals = _data(config)
+    source, label, totals, others = _data(config)
     vocabulary = config.vocabulary or str(out / "vocabulary.json")
     if config.vocabulary is None:
         build_vocabulary(MedianConfig(source=(source,), n_counts_column=totals, exact=True)).save(vocabulary)
@@ -53,7 +53,7 @@ def main(config: DemoConfig) -> str:
         source=(source,),
         vocabulary=vocabulary,
         output=corpus,
-        obs_columns=(label,),
+        obs_columns=(label, *others),
         n_counts_column=totals,
         input_size=config.input_size,
     )
@@ -90,18 +90,18 @@ or take the steps one by one, as README.md shows. {time.monotonic() - began:.0f}
 wrote {out}"""
 
 
-def _data(config: DemoConfig) -> tuple[str, str, str | None]:
-    """Return the file of counts, its label column and, for the shipped cells, the column of total counts."""
+def _data(config: DemoConfig) -> tuple[str, str, str | None, tuple[str, ...]]:
+    """Return the file of counts, its label column and, for the shipped cells, that of total counts and others."""
     if config.data is None:
         path = config.output / "pbmc.h5ad"
         if not path.exists():
             demo_data.restore_pbmc(path)
-        return str(path), demo_data.LABEL, demo_data.TOTALS
+        return str(path), demo_data.LABEL, demo_data.TOTALS, demo_data.OTHER_COLUMNS
     if config.label is None:
         raise InputError("--data", "needs --label, the obs column with the cells' labels", "none", "Give both.")
     with open_source(config.data) as source:
         require_obs(source, [config.label])
-    return config.data, config.label, None
+    return config.data, config.label, None, ()
 
 
 def _compare(config: DemoConfig, corpus: str, source: str, label: str) -> tuple[dict[str, float], int]:

@@ -16,6 +16,7 @@ class Example(JobConfig):
     obs_columns: tuple[str, ...] = Field((), description="names, comma-separated")
     size: int = Field(3, gt=0, description="how many [cells]")
     fast: bool = Field(False, description="be quick")
+    kinds: tuple[str, ...] = Field(("a", "b"), description="which")
 
 
 def parse(*argv: str) -> Example:
@@ -103,6 +104,7 @@ def test_help_speaks_to_people(capsys: pytest.CaptureFixture[str]) -> None:
     assert "how many [cells] (default: 3)" in shown
     assert "None" not in shown
     assert "()" not in shown
+    assert "which (default: a,b)" in shown
 
 
 def test_a_slip_of_the_finger_is_named() -> None:

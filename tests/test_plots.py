@@ -84,3 +84,17 @@ def test_short_forms() -> None:
     ]
     assert short("a" * 20 + "b" * 20, 9) == "aaaa…bbbb"
     assert short("cost $5") == r"cost \$5"
+
+
+@pytest.mark.parametrize("cells", [0, 1, 50, 5000])
+def test_numbers_are_drawn(cells: int, tmp_path: Path) -> None:
+    """Few cells as points, many as a density; a missing number is left out."""
+    rng = np.random.default_rng(0)
+    truth = rng.normal(1000, 300, cells)
+    truth[:1] = np.nan if cells > 1 else 5.0
+    plots.regression_png(
+        np.nan_to_num(truth) + rng.normal(0, 100, cells), truth, tmp_path / "picture.png", "n_genes", note="r2 0.9"
+    )
+    height, width, _ = mpl_image.imread(tmp_path / "picture.png").shape
+    assert 400 < height < 1200
+    assert 400 < width < 1200

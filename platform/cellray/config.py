@@ -8,6 +8,7 @@ import argparse
 import difflib
 import logging
 import os
+import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -105,7 +106,16 @@ class _CommandLine(CliSettingsSource):  # type: ignore[type-arg]
 
     def _help_format(self, *args: Any, **options: Any) -> str:  # noqa: ANN401
         shown = super()._help_format(*args, **options)
-        return shown.removesuffix(" (default: None)").removesuffix(" (default: ())")
+        shown = shown.removesuffix(" (default: None)").removesuffix(" (default: ())")
+        return _TUPLE.sub(lambda found: f"(default: {_as_typed(found[1])})", shown)
+
+
+_TUPLE = re.compile(r"\(default: \(([^()]*)\)\)$")
+
+
+def _as_typed(items: str) -> str:
+    """Return the items of a printed tuple as they are typed: `1, 1` -> `1,1`."""
+    return ",".join(item.strip().strip("'") for item in items.split(",") if item.strip())
 
 
 _PLACEHOLDERS = {

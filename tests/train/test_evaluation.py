@@ -37,6 +37,7 @@ def test_the_report_says_what_the_predictions_say(labels: dict[str, ClassLabels 
     numbers.output_nc[:] = np.nan_to_num(numbers.output_nc)
     written = write_report(tmp_path / "report", [kinds, numbers], folds, "Test", {"missing": {"cell type": 6}})
     pictures = {f"cell_type_{kind}.png" for kind in ("confusion", "roc", "precision_recall", "calibration", "support")}
+    pictures.add("age_regression.png")
     assert {path.name for path in written} == pictures | {"metrics.json", "per_class.csv", "confusion.csv", "folds.csv"}
     assert all(path.is_file() for path in written)
 

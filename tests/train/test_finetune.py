@@ -9,6 +9,8 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
+from mlflow import MlflowClient
+from mlflow.entities import Run
 
 from cellray import storage
 from cellray.data.corpora.corpus import Corpus
@@ -86,6 +88,13 @@ def config_of(labelled: str, parent: str, tmp_path: Path) -> Callable[..., Finet
         return FinetuneConfig(**(values | changes))  # type: ignore[arg-type]
 
     return make
+
+
+def recorded_runs(store: str) -> list[Run]:
+    """Return the runs of an MLflow store, the first one first."""
+    client = MlflowClient(store)
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    return list(client.search_runs(experiments, order_by=["attributes.start_time"]))
 
 
 def plans_of(config: FinetuneConfig) -> list[FinetunePlan]:
@@ -208,7 +217,23 @@ def test_frozen_layers_and_lora_train_little(config_of: Callable[..., FinetuneCo
     [
         ('label = "kind"', {}, "task must be one of cell_classification, regression, multitask, gene_classification"),
         ('task = "cell_classification"\nlabel = "colour"', {}, "'colour'; kept: kind, age, donor, sparse"),
-        ('task = "cell_classification"\nlabel = "kind"\nlable = 1', {}, "lable: Extra inputs are not permitted"),
+        (
+            'task = "cell_classification"\nlabel = "kind"\nlable = 1',
+            {},
+            "found lable is no option there (did you mean label?). See",
+        ),
+        (
+            'task = "cell_classification"\nlabel = "kind"\nfold = 2',
+            {},
+            "found fold is no option there (did you mean folds in [split]?). See",
+        ),
+        ('task = "cell_classification"\nsplit.folds = 2', {}, "found label is missing. See"),
+        ('task = "cell_classification"\nlabel = "kind"\nsplit.kind = "grouped"', {}, "found a grouped kind of split"),
+        (
+            'task = "multitask"\nheads = [{name = "kind"}, {name = "age", kind = "number"}]',
+            {},
+            "found head 2.kind 'number': Input should be 'classification' or 'regression'",
+        ),
         ('task = "regression"\nlabel = "kind"', {}, "a regression needs a numeric column"),
         (CLASSES, {"monitor": "f1"}, "--monitor: the metric to watch must be measured; found 'f1'"),
         (CLASSES, {"pooling": "cls"}, "cls"),
@@ -228,7 +253,8 @@ def test_folds_a_report_and_a_model_that_predicts_what_was_tested(
 ) -> None:
     """On Ray Train: two folds by donor, then a model of all cells."""
     task = 'task = "cell_classification"\nlabel = "kind"\n[split]\nkind = "grouped"\ngroup = "donor"\nfolds = 2'
-    config = config_of(task)
+    store = f"sqlite:///{tmp_path}/mlflow.db"
+    config = config_of(task, tracking_uri=store)
     result = finetune(config)
     mean, spread = result.heads["kind"]["accuracy"]
     assert mean is not None
@@ -236,6 +262,12 @@ def test_folds_a_report_and_a_model_that_predicts_what_was_tested(
     assert spread is not None
     report = Path(result.report)
     assert {"metrics.json", "per_class.csv", "confusion.csv", "folds.csv"} <= {p.name for p in report.iterdir()}
+    run, *folds = recorded_runs(store)
+    assert run.data.metrics["test/kind/accuracy"] == pytest.approx(mean)
+    assert "accuracy" not in run.data.metrics
+    assert [fold.info.run_name for fold in folds] == ["fold 0", "fold 1", "all cells"]
+    kept = {file.path for file in MlflowClient(store).list_artifacts(run.info.run_id)}
+    assert {"metrics.json", "training.png", "kind_confusion.png", "task.json", "config.json"} <= kept
     model = ModelDirectory.open(result.uri)
     assert [head.classes for head in model.heads] == [("a", "b", "c")]
     assert model.provenance["objective"] == "cell_classification"

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from cellray.data.corpora.codes import CodedColumn
 from cellray.errors import InputError
 from cellray.train.folds import TEST, TRAIN, UNUSED, VALIDATION, SplitConfig, cell_folds, gene_folds, split_cells
+from cellray.train.split_overview import overview
 from cellray.train.tasks.gene_labels import GeneLabels
 from cellray.train.tasks.labels import ClassLabels, LabelConfig, ValueLabels, read_labels
 from cellray.vocabulary import GeneVocabulary
@@ -234,3 +235,16 @@ def test_genes_are_split_by_class() -> None:
     assert ((folds.part_kn == TEST).sum(axis=0) == 1).all()
     with pytest.raises(InputError, match="genes have no groups"):
         gene_folds(SplitConfig(kind="grouped", group="donor"), labels)
+
+
+def test_the_overview_tells_cells_by_class_and_part() -> None:
+    """Eleven cells of a, ten of b; two folds, so that each test part has half of each."""
+    folds = split_cells(SplitConfig(folds=2, validation_fraction=0.2), {"kind": labels_of([0] * 11 + [1] * 10 + [-1])})
+    assert overview(folds) == [
+        "2 folds, cells of each: train 8, validation 2-3, test 10-11",
+        "kind train validation test",
+        "   a     4        1-2  5-6",
+        "   b     4          1    5",
+    ]
+    one = split_cells(SplitConfig(validation_fraction=0), {"kind": labels_of([0, 1] * 10)})
+    assert overview(one)[0] == "cells: train 16, test 4"

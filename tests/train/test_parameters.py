@@ -138,7 +138,7 @@ def test_lora_starts_from_its_seed(model: AnnotatedEncoder, vocabulary_v2: GeneV
     [
         ({"targets": ("query", "gate")}, "must be some of query, key, value, dense; found 'gate'"),
         ({"targets": ()}, "found none"),
-        ({"rank": 0}, "lora rank: must be positive; found 0"),
+        ({"rank": 0}, "--lora-rank: must be positive; found 0"),
     ],
 )
 def test_lora_that_makes_no_sense(model: AnnotatedEncoder, options: dict[str, Any], message: str) -> None:

@@ -33,7 +33,7 @@ _PARTIAL = "partial"  # sums of row ranges, removed when the genes are published
 class PredictConfig(ReplicaConfig):
     """Predict labels and numbers for every cell, or every gene, of a token corpus."""
 
-    model: str = Field(description="fine-tuned model directory, from jobs.finetune")
+    model: str = Field(description="fine-tuned model: a directory from jobs.finetune, or models:/NAME@ALIAS")
     output: str = Field(description="directory or s3:// URI of the predictions (parquet)")
     level: Literal["cell", "gene", "token"] | None = Field(
         None,

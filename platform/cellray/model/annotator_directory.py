@@ -82,8 +82,8 @@ def start_annotator(
     same_pooling = emb_layer == 0 and model.provenance.get("pooling") == pooling
     kept = dict(_kept(made, model, stored, same_pooling=same_pooling))
     new = [spec.name for spec in heads if f"heads.{spec.name}.weight" not in kept]
-    old = {spec.name for spec in heads} - set(new)
-    logger.info("heads kept from %s: %s; new: %s", model.uri, listing(old), listing(new))
+    if old := {spec.name for spec in heads} - set(new):
+        logger.info("heads kept from %s: %s; new: %s", model.uri, listing(old), listing(new))
     made.load_state_dict(kept, strict=False)
     return made
 

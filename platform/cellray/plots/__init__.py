@@ -6,6 +6,7 @@ They are given plain arrays and tables and know nothing of who made them.
 from cellray.plots.cells import length_histogram_png, umap_png
 from cellray.plots.classes import confusion_png, support_png
 from cellray.plots.curves import calibration_png, precision_recall_png, roc_png
+from cellray.plots.numbers import regression_png
 from cellray.plots.quality import quality_png
 from cellray.plots.training import training_png
 
@@ -15,6 +16,7 @@ __all__ = [
     "length_histogram_png",
     "precision_recall_png",
     "quality_png",
+    "regression_png",
     "roc_png",
     "support_png",
     "training_png",

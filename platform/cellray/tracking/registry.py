@@ -142,9 +142,8 @@ def _aliases(client: Any, uri: str, name: str, registry: str) -> dict[str, str]:
             raise
         names = [each.name for each in client.search_registered_models()]
         rule = "the name must be registered with the tracking server"
-        raise InputError(
-            uri, rule, f"the names {listing(names)}", "Name one of these, or set --tracking-uri."
-        ) from None
+        found = f"the names {listing(names)}" if names else "an empty registry"
+        raise InputError(uri, rule, found, "Name one of its models, or set --tracking-uri.") from None
 
 
 def _download(version: RegisteredVersion, source: str, folder: Path) -> None:

@@ -39,6 +39,7 @@ def mlflow_client(uri: str) -> Any:  # noqa: ANN401  # an mlflow.MlflowClient; M
 def mlflow() -> Any:  # noqa: ANN401  # the module, imported late
     """Return MLflow, imported so that it neither calls home nor tells of each table it creates."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read at import; set it to false to be counted
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     import mlflow as module

@@ -187,11 +187,14 @@ def _confusion(classifying: Mapping[str, HeadResult], unit: str) -> pd.DataFrame
 
 
 def _draw(folder: Path, result: HeadResult, folds: Folds, title: str) -> list[Path]:
-    """Draw a classifying head; its files begin with its name."""
-    if not isinstance(result.pooled, ClassificationMetrics):
-        return []
-    metrics, classes = result.pooled, result.pooled.classes
+    """Draw a head; its files begin with its name."""
     stem = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in result.name)
+    if not isinstance(result.pooled, ClassificationMetrics):
+        path = folder / f"{stem}_regression.png"
+        note = ", ".join(f"{name} {result.pooled.values[name]:.3g}" for name in ("r2", "pearson", "mae"))
+        plots.regression_png(result.output_nc[:, 0], result.truth_n, path, title, note=note)
+        return [path]
+    metrics, classes = result.pooled, result.pooled.classes
     paths = [folder / f"{stem}_{kind}.png" for kind in ("confusion", "roc", "precision_recall", "calibration")]
     plots.confusion_png(metrics.confusion_cc, classes, paths[0], title)
     plots.roc_png(result.output_nc, result.truth_n, classes, paths[1], title)

@@ -27,9 +27,10 @@ from cellray.train.folds import TRAIN
 from cellray.train.options import GROUP_FIELDS, GroupOptions, OptimiserOptions
 from cellray.train.order import TrainingOrder
 from cellray.train.parameters import count_parameters, merge_lora
-from cellray.train.planning import count_steps, loop_config
+from cellray.train.planning import count_steps, loop_config, warn_of_warmup
 from cellray.train.recording import nested, recorded, register
-from cellray.train.reports import Recorder
+from cellray.train.reports import Recorder, draw_training
+from cellray.train.split_overview import overview
 from cellray.train.tasks.contract import ALL, Task
 from cellray.train.tasks.table import TaskConfig, read_task
 from cellray.train.trainer import check_resources, fit, threads_of
@@ -38,6 +39,8 @@ from cellray.train.turn import Turn
 logger = logging.getLogger(__name__)
 
 METRICS = "metrics.json"
+TEST_FIGURES = "test/"
+"""Before the names of the test parts' figures in a run: those of validations have the same names."""
 
 
 class _Subject(JobConfig):
@@ -45,7 +48,7 @@ class _Subject(JobConfig):
 
     corpus: str = Field(description="token corpus with the labels, from jobs.tokenize_corpus --obs-columns")
     model: str = Field(description="model to start from: a directory, ours or an official one, or models:/NAME@ALIAS")
-    task: str = Field(description="TOML file that names the task, the labels and the split")
+    task: str = Field(description="TOML file of task, labels and split; examples: jobs/configs/task_*.toml")
     output: str = Field(description="directory or s3:// URI of the model; the report goes to OUTPUT.report")
 
 
@@ -116,9 +119,10 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
     turn = Turn.take(f"{output}.training")
     facts = {"steps": plans[0].loop.steps, "cells": corpus.manifest.rows, "folds": len(task.folds)}
     with recorded(config, f"finetune {Path(config.task).stem}", request, corpus, parent, facts) as tracker:
-        _fit(config, plans, request, tracker, turn)
+        tracker.log_text(task_config.model_dump_json(indent=1), "task.json")
+        recorders = _fit(config, plans, request, tracker, turn)
         tested = [plan.answers() for plan in plans if plan.part == TRAIN]
-        _report(f"{output}.report", task, task.results(tested), task.details(tested), config, tracker)
+        _report(f"{output}.report", task, task.results(tested), task.details(tested), config, tracker, recorders)
         made = provenance(config, corpus, parent, request, task_config) | {"run": tracker.where()}
         publish(plans[-1], corpus, made, output)
         tracker.set_tags({"model": output})
@@ -127,16 +131,21 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
     return _read_result(output, tracker.where())
 
 
-def _fit(config: FinetuneConfig, plans: Sequence[FinetunePlan], request: str, tracker: Tracker, turn: Turn) -> None:
-    """Train; each fold has a run of its own below the job's, if there are several."""
+def _fit(
+    config: FinetuneConfig, plans: Sequence[FinetunePlan], request: str, tracker: Tracker, turn: Turn
+) -> list[Recorder]:
+    """Train and return what was reported; each fold has a run of its own below the job's, if there are several."""
     if len(plans) == 1:
-        fit(plans, [Recorder(tracker, plans[0].loop.steps)], turn)
-        return
+        recorders = [Recorder(tracker, plans[0].loop.steps)]
+        fit(plans, recorders, turn)
+        return recorders
     names = [plan.title for plan in plans]
     keys = {name: f"{request}{name.replace(' ', '')}" for name in names}
     with nested(tracker, config, keys) as trackers:
         told = zip(trackers, plans, names, strict=True)
-        fit(plans, [Recorder(each, plan.loop.steps, name) for each, plan, name in told], turn)
+        recorders = [Recorder(each, plan.loop.steps, name) for each, plan, name in told]
+        fit(plans, recorders, turn)
+    return recorders
 
 
 def make_plans(
@@ -255,24 +264,27 @@ def _report(
     details: dict[str, Any],
     config: FinetuneConfig,
     tracker: Tracker,
+    recorders: Sequence[Recorder],
 ) -> None:
     """Write figures and pictures, and hand them to the tracker."""
     with tempfile.TemporaryDirectory(prefix="cellray-report-") as name:
         folder = Path(name)
-        title = (
-            f"{Path(config.task).stem}, {len(task.folds)} fold(s)" if len(task.folds) > 1 else Path(config.task).stem
-        )
-        for path in write_report(folder, results, task.folds, title, details):
+        folds = f", {len(task.folds)} folds" if len(task.folds) > 1 else ""
+        title = f"{Path(config.task).stem.removeprefix('task_')}{folds}"
+        written = [draw_training(recorders, folder / "training.png", title)]
+        written += write_report(folder, results, task.folds, title, details)
+        for path in filter(None, written):
             tracker.log_file(path)
         if storage.exists(uri):  # of a run that was broken off before its model was published
             storage.remove_directory(uri)
         storage.publish_directory(folder, uri, last=METRICS)
-    tracker.log_metrics(flat_metrics(results), 0)
+    tracker.log_metrics({f"{TEST_FIGURES}{name}": value for name, value in flat_metrics(results).items()}, 0)
 
 
 def _announce(config: FinetuneConfig, plans: Sequence[FinetunePlan], task: Task, corpus: Corpus) -> None:
     """Say what is about to happen."""
-    for line in task.folds.describe().to_string(index=False).split("\n"):
+    counted = count_parameters(plans[0].initial(corpus))  # first: it refuses options that do not fit the model
+    for line in overview(task.folds):
         logger.info("%s", line)
     unseen = task.folds.unseen()
     if len(unseen):  # they count as wrong answers, and metrics.json lists them
@@ -281,13 +293,13 @@ def _announce(config: FinetuneConfig, plans: Sequence[FinetunePlan], task: Task,
             for row in unseen.itertuples(index=False)
         )
         logger.warning("tested on, but never trained on: %s", listing(names))
-    counted = count_parameters(plans[0].initial(corpus))
     logger.info(
-        "fine-tuning %s of %s weights of %s: %s fold(s), up to %s steps of %s cells each; starting takes half a minute",
+        "fine-tuning %s of %s weights of %s: %s, up to %s steps of %s cells each; starting takes half a minute",
         f"{counted.trainable:,}",
         f"{counted.total:,}",
         config.model,
-        len(task.folds),
+        f"{len(task.folds)} folds, then all cells" if len(task.folds) > 1 else "one split",
         f"{plans[0].loop.steps:,}",
         config.batch_size,
     )
+    warn_of_warmup(plans[0].loop)

@@ -18,7 +18,9 @@ class OptimiserOptions(JobConfig):
     schedule: Literal["linear", "cosine", "polynomial", "constant_with_warmup"] = Field(
         "linear", description="learning rate after the warm-up: linear, cosine, polynomial or constant_with_warmup"
     )
-    warmup_steps: int | None = Field(None, ge=0, description="steps of rising learning rate, before the ratio [steps]")
+    warmup_steps: int | None = Field(
+        None, ge=0, description="steps with a rising learning rate; outweighs the ratio [steps]"
+    )
     warmup_ratio: float = Field(0.1, ge=0, le=1, description="share of the steps with a rising learning rate")
     weight_decay: float = Field(0.001, ge=0, description="AdamW weight decay, biases and LayerNorm spared")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")

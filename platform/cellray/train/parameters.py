@@ -48,7 +48,7 @@ def freeze_layers(model: nn.Module, n: int) -> None:
     layers = len(bert.encoder.layer)
     if not 0 <= n <= layers:
         rule = f"frozen layers must lie in 0..{layers}, the layers of the model"
-        raise InputError("freeze_layers", rule, str(n), "Freeze fewer layers.")
+        raise InputError("--freeze-layers", rule, str(n), "Freeze fewer layers.")
     for module in [bert.embeddings, *bert.encoder.layer[:n]] if n else []:
         module.requires_grad_(requires_grad=False)
 
@@ -92,7 +92,7 @@ def add_lora(
     bert = _encoder(model)
     open_layers = [i for i, layer in enumerate(bert.encoder.layer) if any(p.requires_grad for p in layer.parameters())]
     if not open_layers:
-        raise InputError("lora", "needs a layer that is not frozen", "all are frozen", "Freeze fewer layers.")
+        raise InputError("--lora-rank", "needs a layer that is not frozen", "all are frozen", "Freeze fewer layers.")
     config = LoraConfig(
         r=rank,
         lora_alpha=cast("int", alpha),  # peft only ever divides it
@@ -110,9 +110,9 @@ def _check_lora(rank: int, targets: Sequence[str]) -> None:
     unknown = [target for target in targets if target not in LORA_TARGETS]
     if unknown or not targets:
         found = ", ".join(map(repr, unknown)) or "none"
-        raise InputError("lora targets", f"must be some of {', '.join(LORA_TARGETS)}", found, "Correct the names.")
+        raise InputError("--lora-targets", f"must be some of {', '.join(LORA_TARGETS)}", found, "Correct the names.")
     if rank < 1:
-        raise InputError("lora rank", "must be positive", str(rank), "Choose 8, for example.")
+        raise InputError("--lora-rank", "must be positive", str(rank), "Choose 8, for example.")
 
 
 def merge_lora(model: ModelT) -> ModelT:

@@ -1,10 +1,13 @@
 """From options to the numbers of a training: steps, warm-up, and what decides them."""
 
+import logging
 import math
 
 from cellray.train.loop import LoopConfig
 from cellray.train.options import GroupOptions, OptimiserOptions
 from cellray.train.order import TrainingOrder
+
+logger = logging.getLogger(__name__)
 
 LOWER_IS_BETTER = ("loss", "brier", "ece", "mae", "rmse")
 """Endings of the names of metrics that are better when smaller."""
@@ -43,3 +46,10 @@ def count_steps(order: TrainingOrder, options: OptimiserOptions) -> int:
             return options.max_steps
     steps += math.ceil(part * order.steps(int(whole)))
     return min(steps, options.max_steps or steps)
+
+
+def warn_of_warmup(loop: LoopConfig) -> None:
+    """Warn of a learning rate that never gets to what was asked for: small data with a recipe for large ones."""
+    if loop.warmup_steps >= loop.steps:
+        told = f"{loop.warmup_steps:,} of {loop.steps:,} steps"
+        logger.warning("the learning rate rises for %s: it never gets to its peak; see --warmup-steps", told)

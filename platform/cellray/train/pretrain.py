@@ -2,7 +2,9 @@
 
 import logging
 import math
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,10 +24,10 @@ from cellray.tracking.options import TrackingOptions
 from cellray.train.feed import spans
 from cellray.train.options import GROUP_FIELDS, GroupOptions, OptimiserOptions
 from cellray.train.order import RandomPart, TrainingOrder
-from cellray.train.planning import count_steps, loop_config
+from cellray.train.planning import count_steps, loop_config, warn_of_warmup
 from cellray.train.pretrain_plan import PretrainPlan
 from cellray.train.recording import recorded, register
-from cellray.train.reports import Recorder
+from cellray.train.reports import Recorder, draw_training
 from cellray.train.state import load_weights
 from cellray.train.trainer import check_resources, fit, threads_of
 from cellray.train.turn import Turn
@@ -101,7 +103,11 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
     name, facts = f"pretrain {config.model or config.preset}", {"steps": plan.loop.steps, "cells": corpus.manifest.rows}
     with recorded(config, name, request, corpus, parent, facts) as tracker:
         _announce(config, plan, corpus)
-        fit([plan], [Recorder(tracker, plan.loop.steps)], turn)
+        recorder = Recorder(tracker, plan.loop.steps)
+        fit([plan], [recorder], turn)
+        with tempfile.TemporaryDirectory(prefix="cellray-training-") as folder:
+            if picture := draw_training([recorder], Path(folder) / "training.png", name):
+                tracker.log_file(picture)
         result = _publish(plan, corpus, output, tracker, _provenance(config, corpus, parent, request))
         tracker.set_tags({"model": output})
         register(config, output, request, corpus, tracker)
@@ -202,12 +208,7 @@ def _announce(config: PretrainConfig, plan: PretrainPlan, corpus: Corpus) -> Non
         low if low == high else f"{low} to {high}",
         f"{plan.order(corpus).steps(0):,}",
     )
-    if plan.loop.warmup_steps >= plan.loop.steps:
-        logger.warning(
-            "the learning rate rises for %s of %s steps: it never gets to its peak; see --warmup-steps",
-            f"{plan.loop.warmup_steps:,}",
-            f"{plan.loop.steps:,}",
-        )
+    warn_of_warmup(plan.loop)
 
 
 def _provenance(config: PretrainConfig, corpus: Corpus, parent: ModelReference | None, request: str) -> dict[str, Any]:

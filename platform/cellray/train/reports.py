@@ -6,20 +6,26 @@ nothing but this module's thread.
 """
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from cellray.data.session import root_cause
+from cellray.plots.training import Points, training_png
 from cellray.tracking import Tracker
 from cellray.train.turn import Turn
 
 logger = logging.getLogger(__name__)
 
 _JOIN_S = 60.0
+_QUIET_S = 5.0
+_MUCH_WAITING = 0.05
+_TOLD = ("train_loss", "validation_loss", "accuracy", "macro_f1", "r2", "mae")
 _SHOWN = 200  # characters of what went wrong
 STEP = "step"
 
@@ -77,7 +83,9 @@ class Recorder:
 
     def __init__(self, tracker: Tracker, steps: int, name: str = "") -> None:
         self._tracker, self._steps, self._name = tracker, steps, f"{name}, " if name else ""
-        self._began, self._first = time.monotonic(), 0
+        self._began, self._first, self._shown = time.monotonic(), 0, -_QUIET_S
+        self.name = name
+        self.history: dict[str, tuple[list[int], list[float]]] = {}
 
     def take(self, report: Report) -> None:
         """Take a report; of earlier ones, what never arrived is recorded."""
@@ -86,9 +94,9 @@ class Recorder:
         step, values = self.record(report.metrics)
         for note in report.notes:
             logger.info("%s%s", self._name, note)
-        if values:
-            text = ", ".join(f"{name} {value:,.4g}" for name, value in values.items())
-            logger.info("%sstep %s of %s: %s%s", self._name, f"{step:,}", f"{self._steps:,}", text, self._left(step))
+        if values and self._due(step, values):
+            text = f"{', '.join(told(values))}{self._left(step)}"
+            logger.info("%sstep %s of %s: %s", self._name, f"{step:,}", f"{self._steps:,}", text)
 
     def record(self, metrics: Mapping[str, float]) -> tuple[int, dict[str, float]]:
         """Record metrics, `step` among them; returns the step and the others."""
@@ -96,7 +104,23 @@ class Recorder:
         step = int(values.pop(STEP))
         if values:
             self._tracker.log_metrics(values, step)
+        for key in filter(_is_told, values):
+            if math.isfinite(values[key]):
+                steps, series = self.history.setdefault(key, ([], []))
+                steps.append(step)
+                series.append(values[key])
         return step, values
+
+    def _due(self, step: int, values: Mapping[str, float]) -> bool:
+        """Tell whether a person wants to read of this: not of every hundred steps of a training of seconds."""
+        now = time.monotonic()
+        due = (
+            now - self._shown >= _QUIET_S
+            or step == self._steps
+            or math.isfinite(values.get("validation_loss", math.nan))
+        )
+        self._shown = now if due else self._shown
+        return due
 
     def _left(self, step: int) -> str:
         """Return the time left, from the steps of this process: a training may go on from an earlier one."""
@@ -105,6 +129,43 @@ class Recorder:
             return ""
         seconds = (time.monotonic() - self._began) / max(1, step - self._first) * (self._steps - step)
         return f"; about {seconds:,.0f} s left"
+
+
+def told(metrics: Mapping[str, float]) -> list[str]:
+    """Return what a person is told of a report; what the machine did goes to the tracker alone.
+
+    Losses, the best known figures of the validation part, the speed, and waiting for data if it took more than 5 %.
+    """
+    found = [f"{name} {value:.4g}" for name, value in metrics.items() if _is_told(name) and math.isfinite(value)]
+    if "cells_per_s" in metrics:
+        speed = metrics["cells_per_s"]
+        found.append(f"{speed:,.0f} cells/s" if speed >= 10 else f"{speed:.2g} cells/s")
+    if (waiting := metrics.get("data_wait_share", 0.0)) > _MUCH_WAITING:
+        found.append(f"{waiting:.0%} of the time waiting for data")
+    return found
+
+
+def _is_told(name: str) -> bool:
+    return name.rsplit("/", 1)[-1] in _TOLD and not name.startswith("token/")
+
+
+def draw_training(recorders: Sequence[Recorder], path: Path, title: str) -> Path | None:
+    """Draw losses and figures of trainings over their steps; of those that went on, the steps of this process.
+
+    Returns the path, or None where nothing was reported: all had been done before.
+    """
+    losses: dict[str, Points] = {}
+    figures: dict[str, Points] = {}
+    for recorder in recorders:
+        for name, points in recorder.history.items():
+            if name.endswith("mae"):  # in a unit of its own: no scale fits it and shares
+                continue
+            label = name.removesuffix("_loss") if name.endswith("_loss") else name
+            (losses if name.endswith("_loss") else figures)[f"{recorder.name} {label}".strip()] = points
+    if not losses:
+        return None
+    training_png(losses, figures, path, title)
+    return path
 
 
 def report_queue() -> Any:  # noqa: ANN401  # a ray.util.queue.Queue

@@ -7,6 +7,8 @@ from scipy import sparse
 
 LABEL = "bulk_labels"
 TOTALS = "n_counts"
+OTHER_COLUMNS = ("n_genes", "phase")
+"""Of the obs columns that scanpy ships: detected genes of all, and the phase of the cell cycle it told by scores."""
 _TOLERANCE = 0.15
 
 
@@ -35,6 +37,6 @@ def restore_pbmc(path: Path) -> None:
             f"pbmc68k_reduced: restored counts must be whole to within {_TOLERANCE}; found {error:.2f} off"
         )
     whole.eliminate_zeros()
-    obs = shipped.obs[[LABEL, TOTALS]]
+    obs = shipped.obs[[LABEL, TOTALS, *OTHER_COLUMNS]]
     path.parent.mkdir(parents=True, exist_ok=True)
     anndata.AnnData(whole.astype(np.float32), obs=obs, var=shipped.raw.var).write_h5ad(path, compression="gzip")

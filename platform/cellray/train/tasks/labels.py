@@ -150,7 +150,9 @@ def read_labels(corpus: Corpus, configs: Sequence[LabelConfig], folds: int = 1) 
     labels = {config.name: readers[config.kind](corpus, config, folds) for config in configs}
     for head in labels.values():
         dropped = sum(head.dropped.values()) if isinstance(head, ClassLabels) else 0
-        logger.info("head %r: %s cells without a label, %s left out", head.name, f"{head.missing:,}", f"{dropped:,}")
+        if head.missing or dropped:
+            told = f"{head.missing:,} cells without a label, {dropped:,} of classes that are left out"
+            logger.info("head %r: %s", head.name, told)
     return labels
 
 

@@ -1,5 +1,6 @@
 """The tasks there are, by the name a task file gives, and how such a file is read."""
 
+import difflib
 import tomllib
 from typing import Any
 
@@ -7,7 +8,8 @@ from pydantic import ValidationError
 
 from cellray import storage
 from cellray.errors import InputError
-from cellray.train.tasks.cells import CellTaskConfig
+from cellray.train.folds import SplitConfig
+from cellray.train.tasks.cells import CellHead, CellTaskConfig
 from cellray.train.tasks.genes import GeneTaskConfig
 
 TaskConfig = CellTaskConfig | GeneTaskConfig
@@ -47,8 +49,38 @@ def read_task(uri: str) -> TaskConfig:
 
 
 def _explain(error: ValidationError) -> str:
-    problems = []
+    """Say in words what is wrong, with the names that stand in the file."""
+    found = []
     for problem in error.errors():
-        where = ".".join(str(step) for step in problem["loc"]) or "the file"
-        problems.append(f"{where}: {problem['msg']}")
-    return "; ".join(problems)
+        where = _where(problem["loc"])
+        match problem["type"]:
+            case "extra_forbidden":
+                found.append(f"{where} is no option there{_meant(str(problem['loc'][-1]))}")
+            case "missing":
+                found.append(f"{where} is missing")
+            case "value_error":
+                found.append(str(problem["ctx"]["error"]))
+            case "too_short" if len(error.errors()) > 1:  # what is wrong with the only head is told already
+                pass
+            case _:
+                found.append(f"{where} {problem['input']!r}: {problem['msg']}")
+    return "; ".join(found)
+
+
+def _where(place: tuple[int | str, ...]) -> str:
+    """Return a place as the file has it: the only head may stand at the top, with its name as `label`."""
+    steps = [str(step) for step in place]
+    if steps[:2] == ["heads", "0"]:
+        steps = ["label" if step == "name" else step for step in steps[2:]]
+    elif steps and steps[0] == "heads" and len(steps) > 1:
+        steps = [f"head {int(steps[1]) + 1}", *steps[2:]]
+    return ".".join(steps)
+
+
+def _meant(name: str) -> str:
+    """Return the option that was probably meant, with the table of the file that it belongs in."""
+    places = dict.fromkeys(("label", *CellTaskConfig.model_fields, *GeneTaskConfig.model_fields), "")
+    places |= dict.fromkeys(CellHead.model_fields, "")
+    places |= dict.fromkeys(SplitConfig.model_fields, " in [split]")
+    near = difflib.get_close_matches(name, places, n=1)
+    return f" (did you mean {near[0]}{places[near[0]]}?)" if near else ""
