@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from cellray.tracking import Tracker
 
@@ -18,6 +18,14 @@ logger = logging.getLogger(__name__)
 
 _JOIN_S = 60.0
 NOTES, PLAN, STEP = "notes", "plan", "step"
+
+
+class Recipient(Protocol):
+    """Takes the reports of one training."""
+
+    def take(self, metrics: Mapping[str, float], notes: Sequence[str]) -> None:
+        """Take a report: metrics, `step` among them, and notes."""
+        ...
 
 
 class Recorder:
@@ -69,10 +77,10 @@ class Reports:
     """
 
     queue: Any
-    recorders: Sequence[Recorder]
+    recorders: Sequence[Recipient]
 
 
-def report_relay(recorders: Sequence[Recorder]) -> tuple[Reports, Any]:
+def report_relay(recorders: Sequence[Recipient]) -> tuple[Reports, Any]:
     """Return where reports arrive, for `shown`, and the Ray Train callback that sends them there."""
     from ray.train import UserCallback
     from ray.util.queue import Queue

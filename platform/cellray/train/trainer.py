@@ -14,7 +14,7 @@ from cellray import storage
 from cellray.data.session import default_threads, ensure_ray
 from cellray.errors import InputError
 from cellray.train.options import GroupOptions
-from cellray.train.reports import NOTES, PLAN, Recorder, report_relay, shown
+from cellray.train.reports import NOTES, PLAN, Recipient, report_relay, shown
 from cellray.train.worker import Outcome, TrainPlan, run_plan
 
 logger = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ def check_resources(group: GroupOptions) -> None:
             )
 
 
-def fit(plans: Sequence[TrainPlan], recorders: Sequence[Recorder], folder: str) -> list[Outcome]:
+def fit(plans: Sequence[TrainPlan], recorders: Sequence[Recipient], folder: str) -> list[Outcome]:
     """Run plans to their end, one after the other, by one group of workers.
 
     Parameters
