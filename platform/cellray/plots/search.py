@@ -3,7 +3,7 @@
 Is given plain columns and knows nothing of studies.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,41 +14,29 @@ from cellray.plots.canvas import COLOURS, GREY, canvas, short
 
 _COMPLETE, _STOPPED = "complete", "stopped early"
 _BAR_INCH = 0.34
-_WIDE = 5.0
+_WIDE = 3.0
 """Values that lie further apart, compared to how their middle half does, leave most of a picture empty."""
 
 
-def history_png(
-    number_t: Sequence[int],
-    value_t: Sequence[float],
-    state_t: Sequence[str],
-    path: Path,
-    title: str,
-    objective: str,
-    *,
-    lower_is_better: bool,
-) -> None:
+def history_png(trials: pd.DataFrame, objective: str, path: Path, title: str, *, lower_is_better: bool) -> None:
     """Draw what each trial reached, and the best so far.
 
     Parameters
     ----------
-    number_t
-        Of each trial. Shape (trials,).
-    value_t
-        NaN where nothing was reached. Shape (trials,).
-    state_t
-        `complete`, `stopped early`, or why there is no value. Shape (trials,).
+    trials
+        Columns `trial` (its number), the objective (NaN where nothing was reached) and `state`: `complete`, `stopped
+        early`, or why there is no value.
+    objective
+        The column to draw.
     path
         Where the PNG goes.
     title
         Headline.
-    objective
-        Name of the values.
     lower_is_better
         Which way the best line goes.
     """
-    number, value, state = np.asarray(number_t), np.asarray(value_t, np.float64), np.asarray(state_t)
-    complete, stopped = state == _COMPLETE, state == _STOPPED
+    number, value = trials["trial"].to_numpy(), trials[objective].to_numpy(np.float64)
+    complete, stopped = (trials["state"] == _COMPLETE).to_numpy(), (trials["state"] == _STOPPED).to_numpy()
     with canvas(path, 6.4, 4.0) as figure:
         axes = figure.subplots()
         if complete.any():
@@ -140,7 +128,7 @@ def pareto_png(
         axes = figure.subplots()
         axes.scatter(trials[x][~on_front], trials[y][~on_front], s=24, color=GREY, label="other trials")
         chosen = trials[on_front].sort_values([x, y])
-        axes.plot(chosen[x], chosen[y], color=COLOURS[0], marker="o", markersize=5, linewidth=1, label="Pareto front")
+        axes.plot(chosen[x], chosen[y], color=COLOURS[0], marker="o", markersize=5, linewidth=1, linestyle=":", label="Pareto front")
         first = trials[trials["trial"] == numbers[0]]
         axes.scatter(
             first[x],

@@ -150,9 +150,7 @@ def _draw(
     for i, name in enumerate(names):
         file_name = name.replace("/", "_")
         history = folder / f"history_{file_name}.png"
-        lower = lower_is_better(name)
-        columns = [table[column].tolist() for column in ("trial", name, "state")]
-        plots.history_png(*columns, history, title, name, lower_is_better=lower)
+        plots.history_png(table, name, history, title, lower_is_better=lower_is_better(name))
         made.append(history)
         if shares := importances(study, i):
             trials = int((table["state"] == COMPLETE).sum())

@@ -94,7 +94,7 @@ class Choice(JobConfig):
     """One of some values; a list stands for an option that takes several."""
 
     kind: Literal["choice"]
-    values: tuple[bool | int | float | str | list[str], ...] = Field(min_length=1)
+    values: list[bool | int | float | str | list[str]] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _distinct(self) -> "Choice":

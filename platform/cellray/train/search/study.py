@@ -114,7 +114,6 @@ def open_study(place: StudyPlace, objectives: Sequence[str], request: str) -> "S
     known = study.user_attrs.get(REQUEST)
     if known is None and not study.get_trials(deepcopy=False):
         study.set_user_attr(REQUEST, request)
-        study.set_metric_names(list(objectives))
     elif known != request:
         fix = "Choose another --study, or the options it was begun with."
         raise InputError(repr(place), "a study belongs to one search", "trials of another search", fix)
