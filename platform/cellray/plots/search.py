@@ -128,7 +128,16 @@ def pareto_png(
         axes = figure.subplots()
         axes.scatter(trials[x][~on_front], trials[y][~on_front], s=24, color=GREY, label="other trials")
         chosen = trials[on_front].sort_values([x, y])
-        axes.plot(chosen[x], chosen[y], color=COLOURS[0], marker="o", markersize=5, linewidth=1, linestyle=":", label="Pareto front")
+        axes.plot(
+            chosen[x],
+            chosen[y],
+            color=COLOURS[0],
+            marker="o",
+            markersize=5,
+            linewidth=1,
+            linestyle=":",
+            label="Pareto front",
+        )
         first = trials[trials["trial"] == numbers[0]]
         axes.scatter(
             first[x],
