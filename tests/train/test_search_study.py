@@ -42,7 +42,7 @@ def ledger_of(study: optuna.Study, *objectives: str) -> Ledger:
 
 def report(validation: int, *values: float, **more: object) -> dict[str, object]:
     told = {f"value_{i}": value for i, value in enumerate(values)}
-    return {**told, "step": 10 * validation, "validation": validation, "metrics": {"train_loss": 1.0}, **more}
+    return {**told, "step": 10 * validation, "validation": validation, "metrics": [("train_loss", 1.0)], **more}
 
 
 def test_a_study_that_was_cut_off_goes_on(place: StudyPlace, caplog: pytest.LogCaptureFixture) -> None:

@@ -55,7 +55,7 @@ def test_a_trial_reports_what_its_best_step_reached(job: TrialJob) -> None:
     run_trial(job, VALUES, "00000", reports.append)
     *validated, last = reports
     assert [each["validation"] for each in validated] == [1, 2, 3, 4]
-    history = [(each["metrics"]["macro_f1"], each["metrics"]["ece"]) for each in validated]
+    history = [(told["macro_f1"], told["ece"]) for told in (dict(each["metrics"]) for each in validated)]
     for n, each in enumerate(validated, start=1):
         best = max(range(n), key=lambda i: history[i][0])  # the first of equals, as the loop takes it
         assert (each["value_0"], each["value_1"]) == history[best]

@@ -82,7 +82,7 @@ class Ledger:
         if (running := self._running.get(key)) is None or report.get(DONE):
             return
         running.last = dict(report)
-        running.tracker.log_metrics(report[METRICS], int(report[STEP]))
+        running.tracker.log_metrics(dict(report[METRICS]), int(report[STEP]))
         validation, value = int(report[VALIDATION]), float(report[VALUE.format(0)])
         if len(self._objectives) == 1 and validation not in running.told and math.isfinite(value):
             running.trial.report(value, validation)  # Optuna takes these for one objective only

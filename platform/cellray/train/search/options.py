@@ -94,11 +94,15 @@ class SearchConfig(_Trials, _Method, FinetuneConfig):
         return f"{storage.absolute(self.output)}.search"
 
     def base(self) -> FinetuneConfig:
-        """Return the options of a fine-tuning, as a trial without any changes has them; without secrets."""
+        """Return the options of a fine-tuning, as a trial without any changes has them; without secrets.
+
+        Paths are absolute: trials run in folders of their own.
+        """
         own = self.model_dump(include=set(FinetuneConfig.model_fields))
         if self.monitor == _FIRST_OBJECTIVE:
             own["monitor"] = self.objectives[0]
-        return FinetuneConfig.model_validate(own | {"tracking_uri": OFF, "register_as": None})
+        places = {name: storage.absolute(own[name]) for name in ("corpus", "task", "output")}
+        return FinetuneConfig.model_validate(own | {**places, "tracking_uri": OFF, "register_as": None})
 
 
 _NOT_ASKED = {"corpus", "output", "model", "task", "space", "trials", "concurrent", "cpus_per_trial", "gpus_per_trial"}

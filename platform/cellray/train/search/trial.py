@@ -116,7 +116,8 @@ class Judge:
         The trial's plan.
     report
         Takes, at every validation, the objectives at the best step so far as `value_0`, `value_1`, ..., and `step`,
-        `validation` (how many there were) and `metrics` (those of this validation).
+        `validation` (how many there were) and `metrics` (those of this validation, pairs of names and values: Tune
+        would take mappings apart).
     """
 
     def __init__(self, objectives: Sequence[str], plan: FinetunePlan, report: Report) -> None:
@@ -135,7 +136,7 @@ class Judge:
             self._best = dict(metrics)
         step = int(metrics[STEP])
         self._last = {STEP: step, VALIDATION: math.ceil(step / self._plan.loop.validate_every)}
-        self._report({**self.values(), **self._last, METRICS: dict(metrics)})
+        self._report({**self.values(), **self._last, METRICS: list(metrics.items())})
 
     def values(self) -> dict[str, float]:
         """Return the objectives at the best step."""

@@ -17,7 +17,7 @@ from cellray.errors import InputError
 from cellray.train.search.ledger import Ledger
 from cellray.train.search.options import SearchConfig, lower_is_better
 from cellray.train.search.space import Space
-from cellray.train.search.study import StudyPlace, make_sampler
+from cellray.train.search.study import INTERRUPTED, StudyPlace, make_sampler, state_of
 from cellray.train.search.trial import VALIDATION, VALUE, TrialJob, run_trial
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def _searcher(
             Path(checkpoint_path).touch()
 
         def __reduce__(self) -> tuple[Any, ...]:
-            return str, ()
+            return str, ()  # Tune writes it down, too
 
     single = len(names) == 1
     return StudySearch(
@@ -146,6 +146,9 @@ def _loss_watch(ledger: Ledger) -> Any:  # noqa: ANN401
             text = " ".join(str(error).split()) if error else "no reason is known"
             ledger.failed(trial.trial_id, f"its process was lost ({text[:300]})")
 
+        def __reduce__(self) -> tuple[Any, ...]:
+            return tune.Callback, ()  # Tune writes its callbacks down; ledgers know passwords
+
     return LossWatch()
 
 
@@ -165,6 +168,8 @@ def _scheduler(config: SearchConfig, study: "Study") -> Any:  # noqa: ANN401
         reduction_factor=config.reduction_factor,
     )
     for trial in study.get_trials(deepcopy=False):
+        if state_of(trial) == INTERRUPTED:
+            continue  # its repetition reports the same again
         past = _Past(f"past-{trial.number}")
         scheduler.on_trial_add(None, past)
         for validation, value in sorted(trial.intermediate_values.items()):
