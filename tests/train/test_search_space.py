@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from cellray.errors import InputError
+from cellray.schema import request_digest
 from cellray.train.finetune import FinetuneConfig
-from cellray.train.search.options import SearchConfig
+from cellray.train.search.options import SearchConfig, _asked
 from cellray.train.search.space import SEARCHABLE, Space, read_space, with_values
 
 CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
@@ -97,11 +98,19 @@ def test_large_spaces_are_probed_at_each_bound(tmp_path: Path) -> None:
     assert len(probes) == 3 * len(names) + 2
 
 
+def asked(config: SearchConfig) -> str:
+    return request_digest(**_asked(config))
+
+
 def test_options_of_a_search() -> None:
     values = {"corpus": "c", "model": "m", "task": "t", "output": "o", "space": "s"}
     config = SearchConfig(**values, objectives=("macro_f1", "ece"), use_gpu=True)  # type: ignore[arg-type]
     assert config.base().monitor == "macro_f1"
     assert config.gpus == 1.0
+    assert config.base().corpus == str(Path("c").absolute())
+    given = SearchConfig.model_validate({**values, "reduction_factor": 3.0, "epochs": 10.0})
+    assert asked(given) == asked(SearchConfig.model_validate({**values, "trials": 99}))
+    assert asked(given) != asked(SearchConfig.model_validate({**values, "epochs": 9}))
     assert SearchConfig(**values, monitor="accuracy").base().monitor == "accuracy"  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="nsga2 is for several objectives"):
         SearchConfig(**values, sampler="nsga2")  # type: ignore[arg-type]

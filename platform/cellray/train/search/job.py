@@ -128,7 +128,7 @@ def search(config: SearchConfig) -> SearchResult:
     check_trial_resources(config)
     place = place_of(config, opened.request)
     study = open_study(place, config.objectives, opened.request)
-    facts = {"trials": config.trials, "study": place.name, **_flat(opened.space)}
+    facts = {"study_name": place.name, **_flat(opened.space)}
     name = f"search {config.task.rsplit('/', 1)[-1].removesuffix('.toml')}"
     with recorded(config, name, opened.request, opened.corpus, opened.parent, facts) as tracker:
         _run(opened, study, place, tracker)

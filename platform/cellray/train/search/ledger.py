@@ -103,7 +103,7 @@ class Ledger:
             self._study.tell(running.trial, state=_state("PRUNED"))  # its value is the last one reported
         else:
             self._study.tell(running.trial, values)
-        running.tracker.log_metrics(self._named(values), int(report[STEP]))
+        running.tracker.log_metrics({f"best/{name}": v for name, v in self._named(values).items()}, int(report[STEP]))
         running.tracker.finish("FINISHED")
         self._tell(running, plain(self._named(values)) + (f", {STOPPED}" if stopped else ""))
 

@@ -111,8 +111,18 @@ _NOT_ASKED |= {"time_limit", "study", "study_storage", *GROUP_FIELDS, *TrackingO
 
 def search_request(config: SearchConfig, corpus: Corpus, parent: ModelReference, task: TaskConfig, space: Space) -> str:
     """Return the digest of what was asked for; how many trials there are, and where they run, does not count."""
-    asked = config.model_dump(exclude=_NOT_ASKED) | {"space": space.to_json()}
-    return schema.request_digest(corpus=corpus.manifest.digest, model=parent.digest, task=task.model_dump(), **asked)
+    return schema.request_digest(
+        corpus=corpus.manifest.digest,
+        model=parent.digest,
+        task=task.model_dump(),
+        **_asked(config),
+        space=space.to_json(),
+    )
+
+
+def _asked(config: SearchConfig) -> dict[str, Any]:
+    """Return the options that decide a search; a default of 3 is the same as a 3.0 that was given."""
+    return SearchConfig.model_validate(config.model_dump()).model_dump(exclude=_NOT_ASKED)
 
 
 def check_objectives(config: SearchConfig, task: Task) -> None:

@@ -181,6 +181,7 @@ def _scheduler(config: SearchConfig, study: "Study") -> Any:  # noqa: ANN401
 def _quiet_tune() -> Iterator[None]:
     """Keep Tune from writing result files of its own, from printing, and from taking Ctrl-C for a success."""
     wanted = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_DISABLE_SIGINT_HANDLER": "1"}
+    wanted["RAY_AIR_NEW_OUTPUT"] = "0"  # the new one prints even when it is told not to
     before = {name: os.environ.get(name) for name in wanted}
     log = logging.getLogger("ray.tune")
     level = log.level
