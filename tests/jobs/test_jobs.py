@@ -40,6 +40,7 @@ def run(name: str, config_class: type[JobConfig], main: Callable[..., str], *arg
         "import_dataset",
         "inspect_corpus",
         "pretrain",
+        "tune",
         "embed_cells",
         "predict",
         "demo",

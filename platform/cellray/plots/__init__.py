@@ -8,12 +8,16 @@ from cellray.plots.classes import confusion_png, support_png
 from cellray.plots.curves import calibration_png, precision_recall_png, roc_png
 from cellray.plots.numbers import regression_png
 from cellray.plots.quality import quality_png
+from cellray.plots.search import history_png, importance_png, pareto_png
 from cellray.plots.training import training_png
 
 __all__ = [
     "calibration_png",
     "confusion_png",
+    "history_png",
+    "importance_png",
     "length_histogram_png",
+    "pareto_png",
     "precision_recall_png",
     "quality_png",
     "regression_png",

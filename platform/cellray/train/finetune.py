@@ -107,7 +107,7 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
         The loss is not a finite number.
     """
     corpus, task_config = Corpus.open(config.corpus), read_task(config.task)
-    parent = _parent(config, corpus)
+    parent = open_parent(config, corpus)
     request, output = request_of(config, corpus, parent, task_config), storage.absolute(config.output)
     if (done := _finished(output, request)) is not None:
         register(config, output, request, corpus, None)
@@ -164,10 +164,10 @@ def make_plans(
         raise InputError("--monitor", "the metric to watch must be measured", found, "Choose one of those.")
     folds = len(task.folds)
     wanted = [(fold, TRAIN) for fold in range(folds)] + ([(0, ALL)] if folds > 1 else [])
-    return [_plan(config, corpus, parent, task, task_config, request, fold, part) for fold, part in wanted]
+    return [plan_fold(config, corpus, parent, task, task_config, request, fold, part) for fold, part in wanted]
 
 
-def _plan(
+def plan_fold(
     config: FinetuneConfig,
     corpus: Corpus,
     parent: ModelReference,
@@ -177,6 +177,7 @@ def _plan(
     fold: int,
     part: int,
 ) -> FinetunePlan:
+    """Return the plan of training on one part of one fold."""
     order = TrainingOrder(spans(corpus), config.batch_size, task.selection(fold, part), config.seed)
     steps = count_steps(order, config)
     loop = loop_config(config, config, steps, order.steps(0), config.monitor, config.patience)
@@ -229,7 +230,14 @@ def provenance(
     }
 
 
-def _parent(config: FinetuneConfig, corpus: Corpus) -> ModelReference:
+def open_parent(config: FinetuneConfig, corpus: Corpus) -> ModelReference:
+    """Open the model to start from.
+
+    Raises
+    ------
+    InputError
+        It has another vocabulary than the corpus, or shorter rows.
+    """
     model, parent = open_model(config.model, config.tracking_uri)
     model.require_vocabulary(corpus.vocabulary, f"corpus {corpus.uri}", corpus.manifest.encoding.input_size)
     return parent

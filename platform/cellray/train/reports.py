@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from cellray.data.session import root_cause
 from cellray.plots.training import Points, training_png
@@ -66,6 +66,18 @@ class Loss:
 
     ranks: tuple[int, ...]
     why: str
+
+
+class Recipient(Protocol):
+    """Takes the reports of one training."""
+
+    def take(self, report: Report) -> None:
+        """Take a report."""
+        ...
+
+    def record(self, metrics: Mapping[str, float]) -> object:
+        """Take metrics, `step` among them, that a person need not be told of."""
+        ...
 
 
 class Recorder:
@@ -211,7 +223,7 @@ def loss_of(errors: Mapping[int, BaseException]) -> Loss:
 
 
 @contextmanager
-def shown(queue: Any, recorders: Sequence[Recorder], turn: Turn, most_losses: int) -> Iterator[None]:  # noqa: ANN401
+def shown(queue: Any, recorders: Sequence[Recipient], turn: Turn, most_losses: int) -> Iterator[None]:  # noqa: ANN401
     """Record and log what arrives while the block runs; what has arrived is recorded before it is left.
 
     Nothing more is recorded once another job has taken over: that one goes on with the very same run.

@@ -18,7 +18,7 @@ from cellray import storage
 from cellray.data.session import default_threads, ensure_ray, own_error_within
 from cellray.errors import InputError
 from cellray.train.options import GroupOptions
-from cellray.train.reports import STEP, Recorder, Report, loss_of, loss_relay, report_queue, send, shown
+from cellray.train.reports import STEP, Recipient, Report, loss_of, loss_relay, report_queue, send, shown
 from cellray.train.turn import Turn
 from cellray.train.worker import Outcome, TrainPlan, run_plan
 
@@ -101,7 +101,7 @@ def check_resources(group: GroupOptions) -> None:
             )
 
 
-def fit(plans: Sequence[TrainPlan], recorders: Sequence[Recorder], turn: Turn) -> list[Outcome]:
+def fit(plans: Sequence[TrainPlan], recorders: Sequence[Recipient], turn: Turn) -> list[Outcome]:
     """Run plans to their end, one after the other, by one group of workers.
 
     Parameters

@@ -1,0 +1,261 @@
+"""A whole search: checks what was asked for, runs the trials that are missing, publishes and tests the best model."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from cellray import storage
+from cellray.data.corpora.corpus import Corpus
+from cellray.data.session import plain_errors
+from cellray.errors import InputError
+from cellray.model.checkpoint import CONFIG, ModelDirectory
+from cellray.models import ModelReference
+from cellray.tracking import NullTracker, Tracker, start_run
+from cellray.tracking.masking import mask_text
+from cellray.train.finetune import METRICS, open_parent, provenance, publish
+from cellray.train.finetune_plan import FinetunePlan, ModelOptions
+from cellray.train.recording import recorded, register
+from cellray.train.reports import Recorder
+from cellray.train.search.ledger import Ledger
+from cellray.train.search.options import SearchConfig, check_objectives, search_request
+from cellray.train.search.report import Winner, winner_of, write_search_report
+from cellray.train.search.space import Space, read_space
+from cellray.train.search.study import (
+    StudyPlace,
+    count_states,
+    ended,
+    folder_of,
+    open_study,
+    place_of,
+    require_one_success,
+    retry_interrupted,
+)
+from cellray.train.search.trial import SilentSession, TrialJob, TrialPlan
+from cellray.train.search.tuner import check_trial_resources, run_trials
+from cellray.train.tasks.contract import Task
+from cellray.train.tasks.table import TaskConfig, read_task
+from cellray.train.trainer import fit
+from cellray.train.turn import Turn
+from cellray.train.worker import run_plan
+
+if TYPE_CHECKING:
+    from optuna import Study
+
+logger = logging.getLogger(__name__)
+
+_TRIALS = "trials"
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search made.
+
+    Attributes
+    ----------
+    uri, report
+        The best trial's model directory; table, pictures, best options and test figures.
+    study
+        Name of the study.
+    counts
+        Trials by how they ended.
+    winner
+        The best trial: `trial`, `parameters`, `objectives`, `front`, `rule`.
+    heads
+        Figures of the test part, by head.
+    tracked
+        Where the run is recorded.
+    """
+
+    uri: str
+    report: str
+    study: str
+    counts: dict[str, int]
+    winner: dict[str, Any]
+    heads: dict[str, dict[str, float | None]]
+    tracked: str
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """What a search is about, opened."""
+
+    config: SearchConfig
+    corpus: Corpus
+    parent: ModelReference
+    task_config: TaskConfig
+    task: Task
+    space: Space
+    request: str
+    output: str
+
+    @property
+    def job(self) -> TrialJob:
+        config = self.config
+        return TrialJob(
+            base=config.base(),
+            model=self.parent,
+            task=self.task_config,
+            objectives=config.objectives,
+            folder=storage.join(config.folder, _TRIALS),
+            request=self.request,
+            device="cuda" if config.gpus else "cpu",
+            threads=config.threads or max(1, int(config.cpus_per_trial)),
+            distributed=config.distributed,
+        )
+
+
+@plain_errors()
+def search(config: SearchConfig) -> SearchResult:
+    """Run a search, or what is left of it, and publish the best trial's model.
+
+    A search that was broken off goes on: trials that ended are known from the study, those that were running are
+    repeated from their own checkpoints. A finished one is returned as it is.
+
+    Raises
+    ------
+    InputError
+        Corpus, model, task, space and options do not fit; the output or the study hold something else; all trials
+        failed.
+    """
+    opened = _open(config)
+    if (done := _finished(opened)) is not None:
+        register(config, opened.output, opened.request, opened.corpus, None)
+        return done
+    _check_models(opened)
+    check_trial_resources(config)
+    place = place_of(config, opened.request)
+    study = open_study(place, config.objectives, opened.request)
+    facts = {"study_name": place.name, **_flat(opened.space)}
+    name = f"search {config.task.rsplit('/', 1)[-1].removesuffix('.toml')}"
+    with recorded(config, name, opened.request, opened.corpus, opened.parent, facts) as tracker:
+        _run(opened, study, place, tracker)
+        require_one_success(study)
+        winner = winner_of(study, opened.space, config.objectives)
+        _promote(opened, study, place, winner, tracker)
+        tracker.set_tags({"model": opened.output, "best_trial": str(winner.number)})
+        register(config, opened.output, opened.request, opened.corpus, tracker)
+    storage.remove_directory(opened.job.folder)
+    return _read_result(opened.output)
+
+
+def _open(config: SearchConfig) -> _Opened:
+    """Open and check everything that can be checked before anything starts."""
+    corpus, task_config, space = Corpus.open(config.corpus), read_task(config.task), read_space(config.space)
+    space.check(config.base())
+    parent = open_parent(config, corpus)
+    request = search_request(config, corpus, parent, task_config, space)
+    task: Task = task_config.open(corpus)
+    check_objectives(config, task)
+    return _Opened(config, corpus, parent, task_config, task, space, request, storage.absolute(config.output))
+
+
+def _check_models(opened: _Opened) -> None:
+    """Build, once each, the models that the space's bounds ask for: the parent may have fewer layers, or no `<cls>`.
+
+    Raises
+    ------
+    InputError
+        A value does not fit the model.
+    """
+    for name, parameter in opened.space.parameters.items():
+        for value in parameter.probes() if name in ModelOptions.model_fields else []:
+            try:
+                opened.job.plan({name: value}, "checked").initial(opened.corpus)
+            except InputError as error:
+                rule = f"[{name}] must fit the model: {error.subject}: {error.rule}"
+                raise InputError(opened.config.space, rule, f"{value!r}: {error.found}", error.fix) from None
+
+
+def _run(opened: _Opened, study: "Study", place: StudyPlace, tracker: Tracker) -> None:
+    """Run the trials that are missing."""
+    config, before = opened.config, len(ended(study))
+    repeated = retry_interrupted(study)
+    if before or repeated:
+        logger.info("%s: %s trials are done, %s were cut off and are repeated", place, f"{before:,}", repeated)
+    if (number := config.trials - before) <= 0:
+        return
+    start = partial(_start_trial_run, opened, tracker)
+    ledger = Ledger(study, opened.space, config.objectives, config.trials, start)
+    logger.info("%s: %s trials to run, %s at once", place, f"{number:,}", config.concurrent)
+    run_trials(config, opened.job, opened.space, study, place, ledger, number)
+
+
+def _start_trial_run(opened: _Opened, parent: Tracker, name: str, folder: str, values: Mapping[str, object]) -> Tracker:
+    """Start a trial's run below the search's; a repeated trial goes on with the run of the one that was cut off."""
+    config = opened.config
+    key = f"{opened.request}trial{folder}"
+    return start_run(config.tracking_uri, config.experiment, name, values, {}, key=key, parent=parent)
+
+
+def _promote(opened: _Opened, study: "Study", place: StudyPlace, winner: Winner, tracker: Tracker) -> None:
+    """Test the winner's model once, write the report, and publish the model last."""
+    config, trial = opened.config, study.get_trials(deepcopy=False)[winner.number]
+    plan = opened.job.plan(winner.values, folder_of(trial))
+    answers = _answers(opened, plan)
+    facts: dict[str, Any] = {"study": place.name, "storage": mask_text(place.url), "states": count_states(study)}
+    facts |= {"trials": len(ended(study)), "space": opened.space.to_json()}
+    report = f"{opened.output}.report"
+    write_search_report(report, config, opened.space, study, winner, opened.task, answers, facts, tracker)
+    made = provenance(opened.job.base, opened.corpus, opened.parent, opened.request, opened.task_config)
+    made |= {"run": tracker.where(), "search": winner.to_json() | facts}
+    publish(plan, opened.corpus, made, opened.output)
+
+
+def _answers(opened: _Opened, plan: TrialPlan) -> Any:  # noqa: ANN401
+    """Let the winner's best model answer in the test part, where and as the trial was trained."""
+    import ray
+
+    concluding = plan.concluding()
+    if opened.config.distributed:
+        fit([concluding], [Recorder(NullTracker(), concluding.loop.steps)], Turn.take(f"{plan.checkpoints}.ray"))
+    else:
+        options = {"num_cpus": opened.config.cpus_per_trial, "num_gpus": opened.config.gpus}
+        ray.get(ray.remote(**options)(_conclude).remote(concluding, opened.job.device))
+    return concluding.answers()
+
+
+def _conclude(plan: FinetunePlan, device: str) -> None:
+    run_plan(plan, SilentSession(), torch.device(device))
+
+
+def _finished(opened: _Opened) -> SearchResult | None:
+    """Return what this very search published before; refuse an output that holds anything else."""
+    output, trials = opened.output, opened.config.trials
+    if not storage.exists(storage.join(output, CONFIG)):
+        storage.require_vacant(output)
+        return None
+    made = ModelDirectory.open(output).provenance
+    if made.get("request") != opened.request:
+        fix = "Choose another --output, or delete this one."
+        raise InputError(output, "the output must be empty or hold this very result", "another model", fix)
+    if (had := made["search"]["trials"]) < trials and not opened.config.time_limit:
+        study = made["search"]["study"]
+        fix = f"To go on, choose another --output with --study {study} and the --study-storage of this search."
+        raise InputError(output, "a published search has an end", f"{had} trials where {trials} are asked for", fix)
+    storage.remove_directory(opened.job.folder)
+    logger.info("%s is complete already: nothing to do", output)
+    return _read_result(output)
+
+
+def _read_result(output: str) -> SearchResult:
+    made, report = ModelDirectory.open(output).provenance, f"{output}.report"
+    found = made["search"]
+    heads = storage.read_json(storage.join(report, METRICS))["heads"]
+    return SearchResult(
+        uri=output,
+        report=report,
+        study=found["study"],
+        counts=found["states"],
+        winner={key: found[key] for key in ("trial", "parameters", "objectives", "front", "rule")},
+        heads={name: head["mean"] for name, head in heads.items()},
+        tracked=made["run"],
+    )
+
+
+def _flat(space: Space) -> dict[str, object]:
+    """Return the space as parameters of a run."""
+    return {f"searched.{name}": str(parameter) for name, parameter in space.parameters.items()}
