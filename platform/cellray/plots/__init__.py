@@ -6,17 +6,22 @@ They are given plain arrays and tables and know nothing of who made them.
 from cellray.plots.cells import length_histogram_png, umap_png
 from cellray.plots.classes import confusion_png, support_png
 from cellray.plots.curves import calibration_png, precision_recall_png, roc_png
+from cellray.plots.perturbation import gene_effects_png, pairs_png, ranked_shifts_png, volcano_png
 from cellray.plots.quality import quality_png
 from cellray.plots.training import training_png
 
 __all__ = [
     "calibration_png",
     "confusion_png",
+    "gene_effects_png",
     "length_histogram_png",
+    "pairs_png",
     "precision_recall_png",
     "quality_png",
+    "ranked_shifts_png",
     "roc_png",
     "support_png",
     "training_png",
     "umap_png",
+    "volcano_png",
 ]
