@@ -42,6 +42,7 @@ def run(name: str, config_class: type[JobConfig], main: Callable[..., str], *arg
         "pretrain",
         "embed_cells",
         "predict",
+        "perturbation_stats",
         "demo",
     ],
 )

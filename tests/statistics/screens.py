@@ -96,7 +96,7 @@ def random_screen(
         }
     )
     for state in states:
-        frame[f"shift:{state}"] = np.round(rng.normal(code / genes / 50, 0.02, rows), 2).astype(np.float32)
+        frame[f"shift:{state}"] = np.round(rng.normal(code / genes / 25, 0.02, rows), 2).astype(np.float32)
     frame["donor"] = [f"d{i % donors}" for i in cell]
     return frame
 
@@ -146,6 +146,7 @@ def write_screen(
 def _part(folder: Path, path: str, frame: pd.DataFrame, schema: pa.Schema) -> PartRecord:
     file = folder / path
     file.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pandas(frame[schema.names], schema, preserve_index=False), file, row_group_size=100)
+    columns = [pa.array(frame[f.name].to_numpy(), f.type, from_pandas=f.type == pa.string()) for f in schema]
+    pq.write_table(pa.table(columns, schema=schema), file, row_group_size=100)  # NaN stay NaN
     digest = storage.sha256_file(str(file))
     return PartRecord(path=path, rows=len(frame), sha256=digest, source=0, start=0, stop=len(frame))

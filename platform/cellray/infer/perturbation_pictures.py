@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,13 @@ Array = NDArray[np.float64]
 ALPHA = 0.05
 HEATMAP = (30, 40)
 """Most perturbed and most affected genes drawn."""
+
+
+_INTERVALS = (
+    *("Donor_shift_to_goal_end", "Donor_test_vs_null_shift", "Donor_avg_shift"),
+    *("Donor_Cosine_sim_mean", "Donor_Cosine_shift_mean", "Shift_to_goal_end"),
+)
+"""Intervals of mean effects: over donors where there are any, else over cells."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +85,7 @@ def _goal(drawing: Drawing) -> None:
     ):
         if column in drawing.table and drawing.table[column].notna().any():
             rates = drawing.column(column)
-            drawing.write(
-                name,
-                lambda path, rates=rates, fdr=fdr: plots.volcano_png(  # type: ignore[misc]
-                    shift, rates, names, path, "Shifts to the goal state", label=label, fdr_label=fdr
-                ),
-            )
+            drawing.write(name, partial(_volcano, shift, rates, names, "Shifts to the goal state", label, fdr))
 
 
 def _null(drawing: Drawing) -> None:
@@ -91,9 +94,11 @@ def _null(drawing: Drawing) -> None:
     tested = ~np.isnan(shift)
     drawing = Drawing(drawing.table[tested], drawing.manifest, drawing.write)
     _ranked(drawing, shift[tested], rates[tested] < ALPHA, "Test against null cells", label)
-    drawing.write(
-        "volcano", lambda path: plots.volcano_png(shift, rates, names, path, "Test against null cells", label=label)
-    )
+    drawing.write("volcano", partial(_volcano, shift, rates, names, "Test against null cells", label, "FDR"))
+
+
+def _volcano(shift: Array, rates: Array, names: list[str], title: str, label: str, fdr: str, path: Path) -> None:
+    plots.volcano_png(shift, rates, names, path, title, label=label, fdr_label=fdr)
 
 
 def _mixture(drawing: Drawing) -> None:
@@ -102,7 +107,7 @@ def _mixture(drawing: Drawing) -> None:
 
 
 def _data(drawing: Drawing) -> None:
-    column = next(name for name in drawing.table if name.endswith("_mean"))
+    column = next(name for name in map(str, drawing.table) if name.endswith("_mean"))
     none = np.zeros(len(drawing.table), bool)
     _ranked(drawing, drawing.column(column), none, "Effects of perturbations", _measure(drawing), "tested")
 
@@ -116,8 +121,8 @@ def _ranked(
     drawing: Drawing, shift: Array, hit: NDArray[np.bool_], title: str, label: str, verdict: str = "FDR < 0.05"
 ) -> None:
     reference = 1.0 if label == "mean cosine similarity" else 0.0
-    donors = next((name.removesuffix("_ci_low") for name in drawing.table if _is_donor_interval(name)), "")
-    intervals = drawing.interval(donors)
+    found = [drawing.interval(name) for name in _INTERVALS]
+    intervals = next((ends for ends in found if ends is not None), None)
     drawing.write(
         "ranked_shifts",
         lambda path: plots.ranked_shifts_png(
@@ -125,10 +130,6 @@ def _ranked(
             verdict=verdict,
         ),
     )  # fmt: skip
-
-
-def _is_donor_interval(name: str) -> bool:
-    return name.startswith("Donor_") and name.endswith("_ci_low") and not name.startswith("Donor_effect")
 
 
 def _effects(drawing: Drawing) -> None:

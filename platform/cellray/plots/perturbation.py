@@ -69,12 +69,12 @@ def ranked_shifts_png(
 
 
 def _named(
-    axes: Any,
+    axes: Any,  # noqa: ANN401
     rows: NDArray[np.int64],
     y: Array,
     names: list[str],
     sig: NDArray[np.bool_],
-    reference: float,  # noqa: ANN401
+    reference: float,
     text: str,
     interval: Array | None,
 ) -> None:
@@ -160,13 +160,13 @@ def volcano_png(
 
 
 def _spread_names(
-    axes: Any,
+    axes: Any,  # noqa: ANN401
     x: Array,
     y: Array,
     names: list[str],
     chosen: NDArray[np.int64],
     reach: float,
-    top: float,  # noqa: ANN401
+    top: float,
 ) -> None:
     """Write names beside their points, those of a side below each other so that none hide one another."""
     for side in (x > 0, x <= 0):
@@ -208,8 +208,7 @@ def gene_effects_png(
 
     moved_pa = 1 - similarity_pa
     rows, columns = moved_pa.shape
-    colours = colormaps["viridis"].copy()
-    colours.set_bad("#eeeeee")
+    colours = colormaps["viridis"].with_extremes(bad="#eeeeee")
     with canvas(path, 2.6 + 0.21 * columns, 1.9 + max(0.21 * rows, 0.5), dpi=200) as figure:
         axes = figure.subplots()
         image = axes.imshow(np.ma.masked_invalid(moved_pa), cmap=colours, vmin=0, aspect="auto", interpolation="none")
@@ -274,10 +273,9 @@ def pairs_png(
                 axes.scatter(*points, s=16, color=colour, linewidths=0, zorder=2, label=f"{text} ({chosen.sum():,})")
         for i in np.argsort(-np.abs(combined_p - summed_p), kind="stable")[:named]:
             above = combined_p[i] >= summed_p[i]
-            axes.annotate(
-                short(names[i], 24), (summed_p[i], combined_p[i]), (0, 5 if above else -5),
-                textcoords="offset points", fontsize=_SMALL, ha="right" if above else "left", va="bottom" if above else "top",
-            )  # fmt: skip
+            sides = {"ha": "right", "va": "bottom"} if above else {"ha": "left", "va": "top"}
+            place = {"xytext": (0, 5 if above else -5), "textcoords": "offset points"}
+            axes.annotate(short(names[i], 24), (summed_p[i], combined_p[i]), fontsize=_SMALL, **place, **sides)
         axes.set(
             xlabel=f"sum of individual effects\n({label})", ylabel=f"combined effect\n({label})", xlim=frame, ylim=frame
         )

@@ -68,16 +68,16 @@ def signed_rank_p(x_gd: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class OverDonors:
-    """Each gene's values, one a donor, summed up. All have shape (genes,)."""
+class MeanOver:
+    """Means of independent numbers, as donors (or, if one must, cells), for each gene. All have shape (genes,)."""
 
     count: NDArray[np.int64]
     mean: Array
     deviation: Array
 
     @classmethod
-    def of(cls, x_gd: Array) -> "OverDonors":
-        """Count, mean and standard deviation (n - 1) over donors."""
+    def of(cls, x_gd: Array) -> "MeanOver":
+        """Count, mean and standard deviation (n - 1) of each row; NaN values are left out."""
         known_gd = ~np.isnan(x_gd)
         count = known_gd.sum(axis=1)
         mean = np.where(known_gd, x_gd, 0).sum(axis=1) / np.maximum(count, 1)
@@ -114,7 +114,7 @@ class OverDonors:
         return correction * d, correction * d - reach, correction * d + reach
 
 
-def tested_over_donors(x_gd: Array, options: Options) -> tuple[Array, NDArray[np.object_]]:
+def p_over_donors(x_gd: Array, options: Options) -> tuple[Array, NDArray[np.object_]]:
     """Test whether the values of each gene, one a donor, lie around 0.
 
     Returns
@@ -122,7 +122,7 @@ def tested_over_donors(x_gd: Array, options: Options) -> tuple[Array, NDArray[np
     tuple
         p-values, NaN with too few donors, and the name of the test done, None for none.
     """
-    over = OverDonors.of(x_gd)
+    over = MeanOver.of(x_gd)
     enough = over.count >= max(options.min_donors, 2)
     if options.donor_test == "auto":
         ranked = enough & (over.count >= SIGNED_RANK_FROM)
@@ -146,11 +146,11 @@ def donor_table(prefix: str, mean_gd: Array, difference_gd: Array, options: Opti
     difference_gd
         What is tested against 0 and standardised, as `mean_gd` less its expectation. Genes x donors.
     """
-    mean, difference = OverDonors.of(mean_gd), OverDonors.of(difference_gd)
+    mean, difference = MeanOver.of(mean_gd), MeanOver.of(difference_gd)
     enough = difference.count >= options.min_donors
     low, high = mean.interval(options.confidence)
     effect = difference.standardised(options.confidence)
-    p, name = tested_over_donors(difference_gd, options)
+    p, name = p_over_donors(difference_gd, options)
     return pd.DataFrame(
         {
             "N_Donors": difference.count,

@@ -15,13 +15,14 @@ from cellray.errors import InputError
 from cellray.shift_schema import States, shift_column
 from cellray.statistics import stream as streams
 from cellray.statistics.donors import (
+    MeanOver,
     centred,
     donor_groups,
     donor_means,
     donor_notes,
     donor_table,
+    p_over_donors,
     require_donors,
-    tested_over_donors,
 )
 from cellray.statistics.matched import MatchedPool, rank_bin
 from cellray.statistics.moments import GroupMoments
@@ -57,8 +58,8 @@ def goal_state_shift(stream: ShiftStream, states: States | None, options: Option
     streams.require_some(kept, stream, options)
     second = _SecondPass.over(stream, measures, first)
     table = _official(stream, measures, first, second, kept)
-    parts = [table, _effect(second, kept, options), _matched(first, second, kept)]
-    notes: dict[str, object] = {"pool": first.pool_sizes(), "effect": "rank-biserial; interval over cells"}
+    parts = [table, _effect(first, second, kept, options), _matched(first, second, kept)]
+    notes: dict[str, object] = {"pool": first.pool_sizes(), "effect": "rank-biserial; intervals over cells"}
     if stream.donors:
         parts.append(_donors(first, second, kept, options))
         notes["donors"] = donor_notes(options, "a donor's mean less its mean over all perturbations, against 0")
@@ -166,14 +167,18 @@ def _official(
     return table
 
 
-def _effect(second: _SecondPass, kept: NDArray[np.bool_], options: Options) -> pd.DataFrame:
-    """Return the rank-biserial correlation with the pool; its interval is over cells, the pool taken as given."""
+def _effect(first: _FirstPass, second: _SecondPass, kept: NDArray[np.bool_], options: Options) -> pd.DataFrame:
+    """Return the mean shift's interval over cells, and the rank-biserial correlation with the pool, taken as given."""
+    cells = first.moments[0].over_last()
+    low, high = MeanOver(cells.count, cells.mean, cells.deviations(1)).interval(options.confidence)
     shares = second.shares
     effect = 2 * shares.mean - 1
     error = shares.deviations(1) / np.sqrt(np.maximum(shares.count, 1))
     reach = 2 * normal_quantile(options.confidence) * error
     return pd.DataFrame(
         {
+            "Shift_to_goal_end_ci_low": low[kept],
+            "Shift_to_goal_end_ci_high": high[kept],
             "Rank_biserial": effect[kept],
             "Rank_biserial_ci_low": np.clip(effect - reach, -1, 1)[kept],
             "Rank_biserial_ci_high": np.clip(effect + reach, -1, 1)[kept],
@@ -193,5 +198,5 @@ def _donors(first: _FirstPass, second: _SecondPass, kept: NDArray[np.bool_], opt
     """Return the tests over donors: against the donor's average perturbation, and against matched genes."""
     mean_gd = donor_means(first.moments[0])
     table = donor_table("shift_to_goal_end", mean_gd[kept], centred(mean_gd)[kept], options)
-    p, _ = tested_over_donors(donor_means(second.matched)[kept] - 0.5, options)
+    p, _ = p_over_donors(donor_means(second.matched)[kept] - 0.5, options)
     return table.assign(Donor_matched_pval=p, Donor_matched_FDR=false_discovery_rates(p))

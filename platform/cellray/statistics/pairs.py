@@ -8,6 +8,7 @@ about 60 bytes a row while joining), each read in one pass.
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import ceil
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ from cellray.errors import InputError
 from cellray.shift_schema import GROUP_MARK
 from cellray.statistics import stream as streams
 from cellray.statistics.donors import (
-    OverDonors,
+    MeanOver,
     donor_groups,
     donor_means,
     donor_notes,
@@ -60,21 +61,35 @@ def pair_interactions(stream: ShiftStream, anchor: str | None, options: Options)
         fix = "Screen pairs and single genes in the same cells."
         raise InputError(stream.name, "a pair and both its genes must be perturbed in the same cells", "none", fix)
     streams.require_some(kept, stream, options)
-    means = sums.combined.mean[kept]
-    mixture = ImpactMixture.fit(means, options.no_effect, options.mixture_tolerance, stream.name)
-    impact = np.zeros(len(stream.genes))
-    for row in _joined(stream, pairs, options):
-        impact += np.bincount(row.pair, mixture.has_impact(row.combined), len(impact))
     table = _table(stream, pairs, sums, kept, options)
-    table["Impact_component"] = mixture.has_impact(means)
-    table["Impact_component_percent"] = 100 * impact[kept] / sums.combined.count[kept]
-    table["N_Detections"] = sums.combined.count[kept]
-    notes: dict[str, object] = {"mixture": mixture.notes(), "interaction": "Student's t over cells"}
+    impact = _impact(stream, pairs, sums.combined.at(np.flatnonzero(kept)), kept, options)
+    table = table.assign(**impact[0], N_Detections=sums.combined.count[kept])
+    notes: dict[str, object] = {"mixture": impact[1], "interaction": "Student's t over cells"}
     if stream.donors:
         mean_gd = donor_means(sums.difference)[kept]
         table = pd.concat([table, donor_table("combo_minus_sum_shift", mean_gd, mean_gd, options)], axis=1)
         notes["donors"] = donor_notes(options, "a donor's mean of the combined less the summed effect, against 0")
     return GeneTable(_ordered(table, anchor, options), streams.counted(pairs.left_out | sums.lost) | dropped, notes)
+
+
+def _impact(
+    stream: ShiftStream, pairs: "_Pairs", combined: GroupMoments, kept: NDArray[np.bool_], options: Options
+) -> tuple[dict[str, Any], object]:
+    """Return the columns of the mixture over the combined effects, and its description; a lone pair has no mixture."""
+    if len(np.unique(combined.mean)) < 2:
+        nothing = pd.array([None] * len(combined.mean), dtype="Int64")
+        empty = np.full(len(combined.mean), np.nan)
+        described = "not fitted: a mixture of two needs pairs that differ in effect"
+        return {"Impact_component": nothing, "Impact_component_percent": empty}, described
+    mixture = ImpactMixture.fit(combined.mean, options.no_effect, options.mixture_tolerance, stream.name)
+    hits = np.zeros(len(stream.genes))
+    for row in _joined(stream, pairs, options):
+        hits += np.bincount(row.pair, mixture.has_impact(row.combined), len(hits))
+    columns = {
+        "Impact_component": pd.array(mixture.has_impact(combined.mean), dtype="Int64"),
+        "Impact_component_percent": 100 * hits[kept] / combined.count,
+    }
+    return columns, mixture.notes()
 
 
 @dataclass(frozen=True)
@@ -90,7 +105,7 @@ class _Pairs:
     @classmethod
     def of(cls, stream: ShiftStream, anchor: str | None) -> "_Pairs":
         members = [text.split(GROUP_MARK) for text in stream.genes]
-        index = pd.Index([text if len(m) == 1 else None for text, m in zip(stream.genes, members, strict=True)])
+        single = {m[0]: i for i, m in enumerate(members) if len(m) == 1}
         size = np.array([len(m) for m in members])
         two = size == 2
         if not two.any():
@@ -103,8 +118,8 @@ class _Pairs:
                 raise InputError(
                     stream.name, "some pair must have the anchor", f"no pair with {anchor}", "Correct --anchor."
                 )
-        ends = [m if len(m) == 2 else (None, None) for m in members]
-        first, second = (np.asarray(index.get_indexer(pd.Index([end[i] for end in ends])), np.int64) for i in (0, 1))
+        ends = [m if len(m) == 2 else ("", "") for m in members]
+        first, second = (np.array([single.get(end[i], -1) for end in ends]) for i in (0, 1))
         whole = two & (first >= 0) & (second >= 0)
         if not whole.any():
             fix = "Screen the genes on their own in the same job."
@@ -205,7 +220,7 @@ def _table(stream: ShiftStream, pairs: _Pairs, sums: _Sums, kept: NDArray[np.boo
     """Return one row a pair, its first gene as the anchor."""
     names = np.array(stream.genes, object)
     difference = sums.difference.over_last()
-    over = OverDonors(difference.count[kept], difference.mean[kept], difference.deviations(1)[kept])
+    over = MeanOver(difference.count[kept], difference.mean[kept], difference.deviations(1)[kept])
     low, high = over.interval(options.confidence)
     p = np.where(over.count > 1, over.t_p(), np.nan)
     return pd.DataFrame(
