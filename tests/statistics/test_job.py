@@ -141,6 +141,9 @@ def test_bad_input(tmp_path: Path, frame: pd.DataFrame) -> None:
     same = write_screen(tmp_path / "same", frame.assign(similarity=np.float32(1)))
     damaged = write_screen(tmp_path / "damaged", frame)
     (tmp_path / "damaged" / "shards" / "0.parquet").write_bytes(b"no parquet")
+    cut = write_screen(tmp_path / "cut", frame)
+    short = write_screen(tmp_path / "short", frame.iloc[:5])
+    (tmp_path / "cut" / "shards" / "0.parquet").write_bytes(Path(short, "shards", "0.parquet").read_bytes())
     for screen, more, message in (
         (plain, {}, "needs a screen with a goal state; found none"),
         (start, {}, "only the start state 'A'"),
@@ -160,6 +163,7 @@ def test_bad_input(tmp_path: Path, frame: pd.DataFrame) -> None:
         (shifts, {"min_detections": 1000}, "must have 1,000 cells or more"),
         (empty, {}, "a screen must have rows"),
         (damaged, {}, "hold all its parts, unharmed"),
+        (cut, {}, f"found 5 of {len(frame):,} rows"),
         (str(tmp_path), {}, "holds manifest.json"),
         (shifts, {"gene_names": str(tmp_path / "no.csv")}, "no such file"),
     ):

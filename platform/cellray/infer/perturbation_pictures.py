@@ -103,13 +103,20 @@ def _volcano(shift: Array, rates: Array, names: list[str], title: str, label: st
 
 def _mixture(drawing: Drawing) -> None:
     impact = drawing.table["Impact_component"].to_numpy() == 1
-    _ranked(drawing, drawing.column("Test_avg_shift"), impact, "Impact of perturbations", _measure(drawing), "impact")
+    _ranked(
+        drawing,
+        drawing.column("Test_avg_shift"),
+        impact,
+        "Impact of perturbations",
+        _measure(drawing),
+        ("no impact", "impact"),
+    )
 
 
 def _data(drawing: Drawing) -> None:
     column = next(name for name in map(str, drawing.table) if name.endswith("_mean"))
     none = np.zeros(len(drawing.table), bool)
-    _ranked(drawing, drawing.column(column), none, "Effects of perturbations", _measure(drawing), "tested")
+    _ranked(drawing, drawing.column(column), none, "Effects of perturbations", _measure(drawing), ("no test", ""))
 
 
 def _measure(drawing: Drawing) -> str:
@@ -118,16 +125,23 @@ def _measure(drawing: Drawing) -> str:
 
 
 def _ranked(
-    drawing: Drawing, shift: Array, hit: NDArray[np.bool_], title: str, label: str, verdict: str = "FDR < 0.05"
+    drawing: Drawing,
+    shift: Array,
+    hit: NDArray[np.bool_],
+    title: str,
+    label: str,
+    verdicts: tuple[str, str] = ("FDR ≥ 0.05", "FDR < 0.05"),
 ) -> None:
     reference = 1.0 if label == "mean cosine similarity" else 0.0
-    found = [drawing.interval(name) for name in _INTERVALS]
-    intervals = next((ends for ends in found if ends is not None), None)
+    name = next((name for name in _INTERVALS if drawing.interval(name) is not None), "")
+    intervals, share = drawing.interval(name), drawing.manifest.options["confidence"]
+    unit = "donors" if name.startswith("Donor") else "cells"
+    bars = "" if intervals is None else f"{label}\nbars: {share:.0%} intervals over {unit}"
     drawing.write(
         "ranked_shifts",
         lambda path: plots.ranked_shifts_png(
             shift, drawing.labels(), hit, path, title, label=label, interval_g2=intervals, reference=reference,
-            verdict=verdict,
+            verdicts=verdicts, interval_label=bars,
         ),
     )  # fmt: skip
 

@@ -56,7 +56,7 @@ class PerturbationStatsConfig(JobConfig):
     mixture_tolerance: float = Field(
         1e-3, gt=0, description="where the mixture's fit stops; smaller = nearer to the optimum"
     )
-    block_rows: int = Field(20_000_000, ge=1000, description="rows held in memory at once by vs_null and --pairs")
+    block_rows: int = Field(10_000_000, ge=1000, description="rows held in memory at once by vs_null and --pairs")
     seed: int = Field(42, ge=0, description="of the pool's sample")
     plots: str | None = Field(None, description="also draw pictures into this folder")
 

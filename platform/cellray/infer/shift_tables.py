@@ -30,7 +30,7 @@ def _explained(uri: str) -> Iterator[None]:
     """Turn a damaged or missing part into an error that says what to do."""
     try:
         yield
-    except (OSError, pa.ArrowException, KeyError) as error:
+    except (OSError, pa.ArrowException) as error:
         if storage.is_outage(error):
             raise
         found = "no such file" if isinstance(error, FileNotFoundError) else str(error).split("\n", 1)[0]
@@ -47,7 +47,8 @@ def _record_batches(uri: str, rows: int, columns: Sequence[str], text: Sequence[
     ):
         lacking = set(columns) - set(file.schema_arrow.names)
         if lacking or file.metadata.num_rows != rows:
-            raise KeyError(f"without {listing(lacking)}" if lacking else f"{file.metadata.num_rows:,} of {rows:,} rows")
+            found = f"{file.metadata.num_rows:,} of {rows:,} rows"
+            raise pa.ArrowInvalid(f"no column {listing(lacking)}" if lacking else found)
         yield from file.iter_batches(BATCH_ROWS, columns=list(columns))
 
 

@@ -25,7 +25,8 @@ def ranked_shifts_png(
     interval_g2: Array | None = None,
     reference: float = 0.0,
     named: int = 12,
-    verdict: str = "FDR < 0.05",
+    verdicts: tuple[str, str] = ("FDR ≥ 0.05", "FDR < 0.05"),
+    interval_label: str = "",
 ) -> None:
     """Draw the effects of all perturbations in order; the extremes of both ends are named.
 
@@ -43,8 +44,10 @@ def ranked_shifts_png(
         Effect of a perturbation that does nothing.
     named
         Names at each end.
-    verdict
-        What `significant_g` says.
+    verdicts
+        What `significant_g` says where it is false, where it is true.
+    interval_label
+        What the intervals are.
     """
     order = np.argsort(-shift_g, kind="stable")
     y, sig, n = shift_g[order], significant_g[order], len(order)
@@ -54,7 +57,7 @@ def ranked_shifts_png(
         axes, *sides = figure.subplots(1, 1 + len(ends), width_ratios=[1.7, *[1] * len(ends)])
         axes.axhline(reference, color="black", linewidth=0.7)
         axes.plot(np.arange(1, n + 1), y, color=GREY, linewidth=1, zorder=1)
-        for chosen, colour, text in ((~sig, GREY, f"not {verdict}" if sig.any() else ""), (sig, TOWARDS, verdict)):
+        for chosen, colour, text in ((~sig, GREY, verdicts[0]), (sig, TOWARDS, verdicts[1])):
             if chosen.any():
                 where = np.flatnonzero(chosen) + 1
                 axes.scatter(where, y[chosen], s=9, color=colour, linewidths=0, label=f"{text} ({chosen.sum():,})")
@@ -64,7 +67,7 @@ def ranked_shifts_png(
         for side, (rows, text) in zip(sides, ends, strict=True):
             _named(side, rows, y, [short(names[i], 18) for i in order[rows]], sig, reference, text,
                    None if interval_g2 is None else interval_g2[order])  # fmt: skip
-            side.set_xlabel(label if few else "the same, enlarged", fontsize="small")
+            side.set_xlabel(interval_label or label, fontsize="small")
         figure.suptitle(f"{title} (n = {n:,})", fontsize="medium")
 
 
@@ -154,7 +157,8 @@ def volcano_png(
         axes.set(xlabel=label, ylabel=f"$-\\log_{{10}}$ {fdr_label}", xlim=(-reach, reach), ylim=(-0.02 * top, top))
         strong = np.argsort(-np.where(hit, y / top + np.abs(x) / reach, -1))[: min(named, int(hit.sum()))]
         _spread_names(axes, x, y, [short(name, 18) for name in shown], strong, reach, top)
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3, markerscale=1.8)
+        if len(x):
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3, markerscale=1.8)
         left = f"; {int((~known).sum()):,} untested" if not known.all() else ""
         axes.set_title(f"{title} (n = {int(known.sum()):,}{left})", pad=10)
 
@@ -211,7 +215,11 @@ def gene_effects_png(
     colours = colormaps["viridis"].with_extremes(bad="#eeeeee")
     with canvas(path, 2.6 + 0.21 * columns, 1.9 + max(0.21 * rows, 0.5), dpi=200) as figure:
         axes = figure.subplots()
-        image = axes.imshow(np.ma.masked_invalid(moved_pa), cmap=colours, vmin=0, aspect="auto", interpolation="none")
+        known = moved_pa[~np.isnan(moved_pa)]
+        top = float(np.quantile(known, 0.99)) if known.size else 1.0  # lest one field leaves the others without colour
+        image = axes.imshow(
+            np.ma.masked_invalid(moved_pa), cmap=colours, vmin=0, vmax=top, aspect="auto", interpolation="none"
+        )
         axes.set_xticks(range(columns), [short(name, 18) for name in affected], rotation=90, fontsize=_SMALL)
         axes.set_yticks(range(rows), [short(name, 24) for name in perturbed], fontsize=_SMALL)
         axes.set_xticks(np.arange(columns + 1) - 0.5, minor=True)
@@ -221,7 +229,9 @@ def gene_effects_png(
         axes.spines[:].set_visible(False)
         axes.set(xlabel="affected gene", ylabel="perturbed")
         axes.set_title(title, pad=8)
-        bar = figure.colorbar(image, ax=axes, fraction=0.03, pad=0.015)
+        bar = figure.colorbar(
+            image, ax=axes, fraction=0.03, pad=0.015, extend="max" if known.max(initial=0) > top else "neither"
+        )
         bar.set_label("1 $-$ cosine similarity (grey: never in one cell)", fontsize=_SMALL + 0.5)
         bar.ax.tick_params(labelsize=_SMALL)
         bar.outline.set_visible(False)
@@ -250,7 +260,7 @@ def pairs_png(
     interval_p2
         Confidence intervals of combined minus summed; NaN where there is none.
     named
-        Most names: the pairs furthest from the diagonal.
+        Most names: the significant pairs furthest from the diagonal; three if there are none.
     """
     both = np.concatenate([summed_p, combined_p])
     low, high = float(both.min()), float(both.max())
@@ -271,7 +281,8 @@ def pairs_png(
             if chosen.any():
                 points = (summed_p[chosen], combined_p[chosen])
                 axes.scatter(*points, s=16, color=colour, linewidths=0, zorder=2, label=f"{text} ({chosen.sum():,})")
-        for i in np.argsort(-np.abs(combined_p - summed_p), kind="stable")[:named]:
+        far = np.argsort(-np.abs(combined_p - summed_p), kind="stable")
+        for i in [i for i in far if significant_p[i]][:named] or far[:3]:
             above = combined_p[i] >= summed_p[i]
             sides = {"ha": "right", "va": "bottom"} if above else {"ha": "left", "va": "top"}
             place = {"xytext": (0, 5 if above else -5), "textcoords": "offset points"}

@@ -60,6 +60,7 @@ def goal_state_shift(stream: ShiftStream, states: States | None, options: Option
     table = _official(stream, measures, first, second, kept)
     parts = [table, _effect(first, second, kept, options), _matched(first, second, kept)]
     notes: dict[str, object] = {"pool": first.pool_sizes(), "effect": "rank-biserial; intervals over cells"}
+    notes["matched"] = f"rank-sum stratified by {options.rank_bins} bins of rank quantiles and one of inserted genes"
     if stream.donors:
         parts.append(_donors(first, second, kept, options))
         notes["donors"] = donor_notes(options, "a donor's mean less its mean over all perturbations, against 0")

@@ -115,7 +115,7 @@ class Options:
     min_donors: int = 3
     donor_test: DonorTest = "auto"
     confidence: float = 0.95
-    block_rows: int = 20_000_000
+    block_rows: int = 10_000_000
     mixture_tolerance: float = 1e-3
     seed: int = 42
 
