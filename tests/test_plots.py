@@ -98,3 +98,28 @@ def test_numbers_are_drawn(cells: int, tmp_path: Path) -> None:
     height, width, _ = mpl_image.imread(tmp_path / "picture.png").shape
     assert 400 < height < 1200
     assert 400 < width < 1200
+
+
+def test_pictures_of_screens_without_anything_to_show(tmp_path: Path) -> None:
+    """One perturbation, none significant, none tested, equal effects; and twenty thousand."""
+    rng = np.random.default_rng(0)
+    path = tmp_path / "picture.png"
+    for n in (1, 2, 30, 20_000):
+        names = [f"GENE-{i}" for i in range(n)]
+        effects = np.zeros(n) if n == 2 else rng.normal(0, 0.01, n)
+        rates = np.full(n, np.nan) if n == 1 else rng.uniform(0, 1, n) ** 4
+        rates[n // 2 : n // 2 + 2] = [0] * len(rates[n // 2 : n // 2 + 2])
+        intervals = np.stack([effects - 0.01, effects + 0.01], axis=1)
+        intervals[::2] = np.nan
+        plots.ranked_shifts_png(effects, names, rates < 0.05, path, "x", label="shift", interval_g2=intervals)
+        plots.volcano_png(effects, rates, names, path, "x", label="shift")
+        plots.volcano_png(effects, np.full(n, np.nan), names, path, "x", label="shift")
+        plots.pairs_png(effects, effects + (rates < 0.01), names, rates < 0.01, path, "x", label="shift")
+        plots.pairs_png(effects, effects, names, np.zeros(n, bool), path, "x", label="shift", interval_p2=intervals)
+        height, width, _ = mpl_image.imread(path).shape
+        assert 200 < height < 3000
+        assert 400 < width < 3000
+    for similarity_pa in (np.ones((1, 1)), np.full((1, 3), np.nan), rng.uniform(0.5, 1, (30, 40))):
+        rows, columns = ([f"g{i}" for i in range(n)] for n in similarity_pa.shape)
+        plots.gene_effects_png(similarity_pa, rows, columns, path, "x")
+        assert path.stat().st_size > 1000

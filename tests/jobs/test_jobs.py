@@ -43,6 +43,7 @@ def run(name: str, config_class: type[JobConfig], main: Callable[..., str], *arg
         "tune",
         "embed_cells",
         "predict",
+        "perturbation_stats",
         "demo",
     ],
 )

@@ -103,6 +103,22 @@ def _symbols(table: pd.DataFrame) -> dict[str, str]:
     return dict(zip(pairs["symbol"], pairs["gene"], strict=True))
 
 
+def read_gene_names(uri: str) -> dict[str, str]:
+    """Read the symbols of genes: gene id to symbol, the first where a table gives several.
+
+    Raises
+    ------
+    InputError
+        The file is missing or is no table, or lacks a column of gene ids or of symbols.
+    """
+    table = _read_table(uri)
+    ids = _column(uri, table, ID_COLUMNS, "gene ids").map(normalise_gene_id)
+    symbols = _column(uri, table, SYMBOL_COLUMNS, "gene symbols").str.strip()
+    pairs = pd.DataFrame({"gene": ids, "symbol": symbols})
+    pairs = pairs[(pairs["gene"] != "") & (pairs["symbol"] != "")].drop_duplicates("gene")
+    return dict(zip(pairs["gene"], pairs["symbol"], strict=True))
+
+
 def read_retired_ids(uri: str) -> dict[str, str]:
     """Read which ids were replaced by which: a table, a JSON object, or Geneformer's pickled mapping.
 

@@ -1,0 +1,279 @@
+"""Statistics of a finished screen as a job: options, gene names, tables in parquet and CSV, a manifest."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+from pydantic import Field, model_validator
+
+from cellray import schema, storage
+from cellray.config import JobConfig
+from cellray.data.medians.gene_tables import read_gene_names
+from cellray.data.publishing import finished, publish_manifest
+from cellray.data.session import plain_errors
+from cellray.errors import InputError
+from cellray.infer.shift_tables import ShiftTable, cell_rows
+from cellray.schema import CorpusManifest, Parent, PartRecord
+from cellray.shift_schema import StatisticsManifest
+from cellray.statistics.aggregates import CELL, aggregate_data, aggregate_gene_shifts, value_name
+from cellray.statistics.goal_state import goal_state_shift
+from cellray.statistics.mixture_model import mixture_model
+from cellray.statistics.naming import GeneNames
+from cellray.statistics.pairs import pair_interactions
+from cellray.statistics.stream import DonorTest, GeneTable, Options
+from cellray.statistics.vs_null import vs_null
+from cellray.vocabulary import GeneVocabulary
+
+Mode = Literal["goal_state_shift", "vs_null", "mixture_model", "aggregate_data", "aggregate_gene_shifts"]
+
+TABLE, CELLS = "table", "cells"
+"""Names of the gene table and, of `aggregate_data`, of the values of single cells."""
+
+
+class PerturbationStatsConfig(JobConfig):
+    """Compute gene tables from an in silico perturbation screen."""
+
+    shifts: str = Field(description="screen, from jobs.perturb")
+    mode: Mode = Field(description=f"what to compute: {', '.join(get_args(Mode))}")
+    output: str = Field(description="directory or s3:// URI of the tables (parquet and CSV)")
+    null: str | None = Field(None, description="vs_null: the screen of the null cells")
+    measure: str = Field("similarity", description="column of vs_null, mixture_model, aggregate_data: or shift:STATE")
+    pairs: bool = Field(False, description="mixture_model: combined against summed effects of perturbed pairs")
+    anchor: str | None = Field(None, description="with --pairs: Ensembl ID; only its pairs")
+    donor: str | None = Field(None, description="obs column: also test over donors, whose cells are not independent")
+    min_detections: int = Field(1, ge=1, description="leave out perturbations with fewer cells")
+    min_donors: int = Field(3, ge=2, description="donors a gene needs for a test over donors")
+    donor_test: DonorTest = Field("auto", description="t, wilcoxon (signed-rank), or auto: signed-rank from 20 donors")
+    gene_names: str | None = Field(None, description="table of Ensembl IDs and symbols (.csv, .tsv, .parquet)")
+    vocabulary: str | None = Field(None, description="vocabulary with token ids and symbols; default: the corpus's")
+    pool_size: int = Field(100_000, ge=100, description="most shifts in the pool that genes are compared with")
+    rank_bins: int = Field(10, ge=1, le=100, description="bins of ranks within which matched genes are drawn")
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="level of the intervals")
+    mixture_tolerance: float = Field(
+        1e-3, gt=0, description="where the mixture's fit stops; smaller = nearer to the optimum"
+    )
+    block_rows: int = Field(10_000_000, ge=1000, description="rows held in memory at once by vs_null and --pairs")
+    seed: int = Field(42, ge=0, description="of the pool's sample")
+    plots: str | None = Field(None, description="also draw pictures into this folder")
+
+    @model_validator(mode="after")
+    def _sensible(self) -> "PerturbationStatsConfig":
+        if (self.mode == "vs_null") != (self.null is not None):
+            raise ValueError("--mode vs_null and --null go together")
+        if self.pairs and self.mode != "mixture_model":
+            raise ValueError("--pairs goes with --mode mixture_model")
+        if self.anchor is not None and not self.pairs:
+            raise ValueError("--anchor needs --pairs")
+        if self.donor is not None and self.mode == "aggregate_gene_shifts":
+            raise ValueError("--donor: aggregate_gene_shifts has no donor level")
+        return self
+
+    def options(self) -> Options:
+        """Return what the statistics are told."""
+        names = Options.__dataclass_fields__
+        return Options(**{name: getattr(self, name) for name in names})
+
+
+@dataclass(frozen=True)
+class Screens:
+    """What a mode works on."""
+
+    test: ShiftTable
+    null: ShiftTable | None
+    donor: str | None
+    pairs: bool
+    anchor: str | None
+
+
+def _goal(screens: Screens, options: Options) -> GeneTable:
+    return goal_state_shift(screens.test.stream(screens.donor), screens.test.manifest.states, options)
+
+
+def _null(screens: Screens, options: Options) -> GeneTable:
+    assert screens.null is not None
+    screens.null.require_measure(options.measure)
+    return vs_null(screens.test.stream(screens.donor), screens.null.stream(screens.donor), options)
+
+
+def _mixture(screens: Screens, options: Options) -> GeneTable:
+    stream = screens.test.stream(screens.donor)
+    return pair_interactions(stream, screens.anchor, options) if screens.pairs else mixture_model(stream, options)
+
+
+def _data(screens: Screens, options: Options) -> GeneTable:
+    return aggregate_data(screens.test.stream(screens.donor), options)
+
+
+def _gene_shifts(screens: Screens, options: Options) -> GeneTable:
+    effects = screens.test.effects()
+    return aggregate_gene_shifts(screens.test.stream(), effects, options)
+
+
+MODES: dict[str, Callable[[Screens, Options], GeneTable]] = {
+    "goal_state_shift": _goal,
+    "vs_null": _null,
+    "mixture_model": _mixture,
+    "aggregate_data": _data,
+    "aggregate_gene_shifts": _gene_shifts,
+}
+
+
+@plain_errors()
+def perturbation_stats(config: PerturbationStatsConfig) -> StatisticsManifest:
+    """Compute the tables of a mode and publish them with their manifest.
+
+    A finished result of the same request is returned as it is.
+
+    Raises
+    ------
+    InputError
+        The screen is unfinished or lacks what the mode needs, or the output holds something else.
+    """
+    test = ShiftTable.open(config.shifts)
+    test.require_measure(config.measure)
+    null = None if config.null is None else ShiftTable.open(config.null)
+    names, named_by = gene_names(config, test)
+    output = storage.absolute(config.output)
+    choices = config.model_dump(
+        mode="json", exclude={"shifts", "null", "output", "plots", "gene_names", "vocabulary", "block_rows"}
+    )
+    request = schema.request_digest(
+        artefact="perturbation statistics",
+        shifts=test.manifest.digest,
+        null=None if null is None else null.manifest.digest,
+        names=[dict(names.tokens), dict(names.symbols)],
+        **choices,
+    )
+    if done := finished(output, request, StatisticsManifest):
+        return done
+    screens = Screens(test, null, config.donor, config.pairs, config.anchor)
+    found = MODES[config.mode](screens, config.options())
+    written = _write_frame(output, TABLE, named(found.table, names))
+    if config.mode == "aggregate_data":
+        written += _write_stream(output, CELLS, _cells(test, config, names, set(found.table["Ensembl_ID"])))
+    manifest = StatisticsManifest(
+        request=request,
+        parts=tuple(record for record in written if record.path.endswith(".parquet")),
+        csv=tuple(record for record in written if record.path.endswith(".csv")),
+        software=schema.software_versions("scipy", "scikit-learn", "pandas", "pyarrow"),
+        mode=config.mode,
+        options=choices,
+        shifts=Parent(uri=test.uri, digest=test.manifest.digest),
+        null=None if null is None else Parent(uri=null.uri, digest=null.manifest.digest),
+        rows_read=test.manifest.rows,
+        genes=len(found.table),
+        dropped=found.dropped,
+        notes={**found.notes, "names": named_by},
+    )
+    publish_manifest(output, manifest)
+    return manifest
+
+
+def gene_names(config: PerturbationStatsConfig, screen: ShiftTable) -> tuple[GeneNames, str]:
+    """Return token ids and symbols of genes, and where they are from.
+
+    They come from `--vocabulary`, else from the vocabulary of the screened corpus if that is still there and unchanged;
+    symbols from `--gene-names` outweigh its own.
+
+    Raises
+    ------
+    InputError
+        A file that was named is missing or of another kind.
+    """
+    vocabulary, source = _vocabulary(config, screen)
+    tokens = {} if vocabulary is None else dict(vocabulary.genes)
+    symbols = {} if vocabulary is None else {gene: symbol for symbol, gene in sorted(vocabulary.symbols.items())}
+    if config.gene_names is not None:
+        symbols |= read_gene_names(config.gene_names)
+        source = f"symbols: {config.gene_names}; {source}"
+    return GeneNames(tokens, symbols), source
+
+
+def _vocabulary(config: PerturbationStatsConfig, screen: ShiftTable) -> tuple[GeneVocabulary | None, str]:
+    if config.vocabulary is not None:
+        return GeneVocabulary.load(config.vocabulary), config.vocabulary
+    corpus = screen.manifest.corpus
+    try:
+        same = CorpusManifest.load(corpus).digest == screen.manifest.corpus_digest
+    except InputError:
+        same = False
+    if not same:
+        return None, "none: the corpus is not there or has changed; --vocabulary names another source"
+    return GeneVocabulary.load(storage.join(corpus, schema.VOCABULARY)), corpus
+
+
+def named(table: pd.DataFrame, names: GeneNames) -> pd.DataFrame:
+    """Put the columns of token ids and symbols before those of Ensembl IDs."""
+    if "Affected_Ensembl_ID" in table:
+        table = names.put_before(table, "Ensembl_ID", "Perturbed", "Gene_name")
+        table = names.put_before(table, "Affected_Ensembl_ID", "Affected", "Affected_gene_name")
+        of_cell = table["Affected_Ensembl_ID"] == CELL
+        table.loc[of_cell, "Affected"] = CELL
+        return table.assign(Affected_Ensembl_ID=table["Affected_Ensembl_ID"].where(~of_cell, None).astype("string"))
+    if "Anchor_Ensembl_ID" in table:
+        table = names.put_before(table, "Anchor_Ensembl_ID", "Anchor", "Anchor_name")
+    return names.put_before(table, "Ensembl_ID", "Gene", "Gene_name")
+
+
+def _cells(
+    screen: ShiftTable, config: PerturbationStatsConfig, names: GeneNames, kept: set[str]
+) -> Iterator[pd.DataFrame]:
+    """Yield the values of single cells: official columns, then what they belong to."""
+    for rows in cell_rows(screen, config.measure):
+        genes = pd.Series(rows["genes"].to_pylist(), dtype=object)
+        _, symbols = names.columns(genes)
+        shown = pd.Series(symbols, dtype=object).fillna(genes)
+        columns = {value_name(config.measure): rows["value"], "Gene": shown, "Ensembl_ID": genes}
+        frame = pd.DataFrame({**columns, "cell_id": rows["cell"].to_pylist()})
+        yield frame[genes.isin(kept) & frame[value_name(config.measure)].notna()]
+
+
+def _write_frame(output: str, name: str, table: pd.DataFrame) -> list[PartRecord]:
+    return _write_stream(output, name, iter([table]))
+
+
+def _write_stream(output: str, name: str, tables: Iterator[pd.DataFrame]) -> list[PartRecord]:
+    """Write tables of equal columns one after the other, as parquet and as CSV."""
+    paths = [f"{name}.parquet", f"{name}.csv"]
+    with (
+        storage.atomic_file(storage.join(output, paths[0])) as parquet,
+        storage.atomic_file(storage.join(output, paths[1])) as csv,
+    ):
+        writers: list[Any] = []
+        rows = 0
+        for frame in tables:
+            table = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata()
+            if not writers:
+                writers = [
+                    pq.ParquetWriter(parquet, table.schema, compression="zstd"),
+                    pa_csv.CSVWriter(csv, table.schema),
+                ]
+            for writer in writers:
+                writer.write_table(table)
+            rows += table.num_rows
+        for writer in writers:
+            writer.close()
+        digests = [storage.sha256_file(str(path)) for path in (parquet, csv)]
+    return [
+        PartRecord(path=path, rows=rows, sha256=digest, source=0, start=0, stop=rows)
+        for path, digest in zip(paths, digests, strict=True)
+    ]
+
+
+def read_table(output: str) -> pd.DataFrame:
+    """Return the gene table of finished statistics.
+
+    Raises
+    ------
+    InputError
+        There are none.
+    """
+    output = storage.absolute(output)
+    StatisticsManifest.load(output)
+    with storage.open_scattered(storage.join(output, f"{TABLE}.parquet")) as stream:
+        table: pd.DataFrame = pq.read_table(stream).to_pandas()
+    return table

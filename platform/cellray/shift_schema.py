@@ -1,0 +1,143 @@
+"""The tables and manifests of in silico perturbation screens and of their statistics; see `cellray.schema`."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import pyarrow as pa
+from pydantic import Field
+
+from cellray.schema import CELL_ID, Manifest, Parent, PartRecord, Record
+
+EFFECTS = "effects"
+"""Folder of the parts with gene effects, below the directory of a screen."""
+
+PERTURBATION = "perturbation"
+GENES = "genes"
+RANK = "rank"
+CELL_GENES = "cell_genes"
+SIMILARITY = "similarity"
+AFFECTED = "affected"
+GROUP_MARK = "|"
+"""Stands between the Ensembl IDs of genes that are perturbed together."""
+INSERTED = -1
+"""Rank of a gene that the cell did not express."""
+SHIFT_PREFIX = "shift:"
+
+Kind = Literal["delete", "overexpress", "inhibit", "activate"]
+
+
+def shift_column(state: str) -> str:
+    """Return the column with the shifts towards a state."""
+    return SHIFT_PREFIX + state
+
+
+def shift_schema(states: Iterable[str], obs: Sequence[pa.Field]) -> pa.Schema:
+    """Return the schema of a screen: one row for each cell and perturbation.
+
+    `rank` is that of the gene in the cell before the edit, of genes perturbed together the best, `INSERTED` if the cell
+    expresses none of them. `similarity` is the cosine similarity of the edited and the unedited cell, 1 = no effect.
+    `shift:STATE` is the cosine similarity to the state after less that before; positive = towards the state.
+    """
+    return pa.schema(
+        [
+            pa.field(CELL_ID, pa.string(), nullable=False),
+            pa.field(PERTURBATION, pa.int32(), nullable=False),
+            pa.field(GENES, pa.string(), nullable=False),
+            pa.field(RANK, pa.int32(), nullable=False),
+            pa.field(CELL_GENES, pa.int32(), nullable=False),
+            pa.field(SIMILARITY, pa.float32(), nullable=False),
+            *(pa.field(shift_column(state), pa.float32(), nullable=False) for state in states),
+            *obs,
+        ]
+    )
+
+
+def effect_schema() -> pa.Schema:
+    """Return the schema of gene effects: one row for each cell, perturbation and gene that stays in the cell."""
+    return pa.schema(
+        [
+            pa.field(CELL_ID, pa.string(), nullable=False),
+            pa.field(PERTURBATION, pa.int32(), nullable=False),
+            pa.field(GENES, pa.string(), nullable=False),
+            pa.field(AFFECTED, pa.string(), nullable=False),
+            pa.field(SIMILARITY, pa.float32(), nullable=False),
+        ]
+    )
+
+
+class States(Record):
+    """Cell states that shifts are measured towards; cells of the start state are perturbed."""
+
+    start: str
+    goal: str | None = None
+    alternatives: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All states, in the order of their columns."""
+        return (self.start, *(() if self.goal is None else (self.goal,)), *self.alternatives)
+
+
+class ShiftManifest(Manifest):
+    """Manifest of an in silico perturbation screen.
+
+    Attributes
+    ----------
+    kind
+        What was done to the genes.
+    states
+        None: nothing but similarities was measured.
+    obs_kinds
+        Obs columns that were kept, and their kinds.
+    design
+        How the perturbations were asked for, as far as a reader may want to know.
+    skipped
+        Why cells were not perturbed: reason to cells.
+    effect_parts
+        Parts with gene effects; none if these were not asked for.
+    """
+
+    artefact: Literal["perturbation shifts"] = "perturbation shifts"
+    kind: Kind
+    corpus: str
+    corpus_digest: str
+    model: str
+    model_digest: str
+    layer: int
+    pooling: str
+    states: States | None = None
+    obs_kinds: dict[str, str] = Field(default_factory=dict)
+    design: dict[str, Any] = Field(default_factory=dict)
+    skipped: dict[str, int] = Field(default_factory=dict)
+    effect_parts: tuple[PartRecord, ...] = ()
+
+
+class StatisticsManifest(Manifest):
+    """Manifest of the statistics of a screen. Its parts are the tables in parquet.
+
+    Attributes
+    ----------
+    mode, options
+        What was computed.
+    shifts, null
+        The screens it was computed from.
+    csv
+        The same tables as CSV.
+    rows_read, genes
+        Rows of the screen and rows of the gene table.
+    dropped
+        What is not in the table: reason to number.
+    notes
+        What was fitted and which tests were done.
+    """
+
+    artefact: Literal["perturbation statistics"] = "perturbation statistics"
+    mode: str
+    options: dict[str, Any]
+    shifts: Parent
+    null: Parent | None = None
+    csv: tuple[PartRecord, ...]
+    rows_read: int
+    genes: int
+    dropped: dict[str, int]
+    notes: dict[str, Any]
