@@ -1,0 +1,280 @@
+"""In silico perturbation screens over a token corpus: options, plan, and the shifts that are published.
+
+What a replica computes is `cellray.infer.screen_worker`'s; statistics are `cellray.statistics`'.
+"""
+
+import logging
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from cellray import schema, storage
+from cellray.data.corpora.codes import read_codes
+from cellray.data.corpora.corpus import Corpus, scan
+from cellray.data.parts import Unit, find_part
+from cellray.data.publishing import finished, publish_manifest
+from cellray.data.session import ensure_ray, plain_errors
+from cellray.data.units import require_records, run_units_on_actors
+from cellray.errors import InputError, listing
+from cellray.infer.choice import choose_cells
+from cellray.infer.design import ALL_GENES, Design, make_design, read_design
+from cellray.infer.replicas import ReplicaConfig, open_pair
+from cellray.infer.screen_worker import ScreenOptions, ScreenWorker, effect_unit
+from cellray.infer.states import state_embeddings
+from cellray.model.checkpoint import ModelDirectory
+from cellray.model.encoder import check_layer, load_encoder
+from cellray.model.pooling import check_pooling
+from cellray.models import ModelReference
+from cellray.perturbation import make_edit
+from cellray.shift_schema import EFFECTS, Kind, ShiftManifest, States
+
+logger = logging.getLogger(__name__)
+
+_COPIES_PER_UNIT = 16_384
+
+
+class ScreenConfig(ReplicaConfig):
+    """Perturb genes of cells in silico and measure what it does to the cells' embeddings."""
+
+    output: str = Field(description="directory or s3:// URI of the shifts (parquet)")
+    kind: Kind = Field("delete", description="delete, overexpress, inhibit or activate")
+    quartiles: int = Field(1, ge=1, le=3, description="quartiles of rank to move by; for inhibit and activate")
+    genes: tuple[str, ...] = Field((ALL_GENES,), description="all, or Ensembl IDs: each is perturbed on its own")
+    together: bool = Field(False, description="perturb the listed genes together")
+    pairs: bool = Field(False, description="perturb all pairs of the listed genes, and each of them")
+    anchor: tuple[str, ...] = Field((), description="genes perturbed together with each listed one, or each of a cell")
+    perturbations: str | None = Field(None, description="TOML of name = [genes], or CSV with columns name, genes (A|B)")
+    layer: int = Field(-1, description="hidden state: 0 = last, -1 = second to last, ...")
+    pooling: Literal["cell", "cls"] = Field("cell", description="cell (mean over genes) or cls (V2 models)")
+    precision: Literal["float32", "bf16", "fp16"] = Field("float32", description="in which the model computes")
+    state_column: str | None = Field(None, description="obs column of the corpus that names the cells' states")
+    start: str | None = Field(None, description="state whose cells are perturbed")
+    goal: str | None = Field(None, description="state that shifts are measured towards")
+    alternatives: tuple[str, ...] = Field((), description="further states that shifts are measured towards")
+    state_statistic: Literal["mean", "median"] = Field("mean", description="of a state's cell embeddings")
+    effects: bool = Field(False, description="also write the effect on each gene of the cell; with --pooling cell")
+    max_cells: int | None = Field(None, ge=1, description="perturb so many cells, drawn evenly over --donor [cells]")
+    donor: str | None = Field(None, description="obs column of donors, for --max-cells")
+    max_perturbations: int | None = Field(
+        None, ge=1, description="of each cell, those of its highest ranking genes or first listed [perturbations]"
+    )
+    seed: int = Field(0, ge=0, description="of the draw of cells")
+    dry_run: bool = Field(False, description="say what would be done, and do nothing")
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> "ScreenConfig":
+        given = [self.state_column is not None, self.start is not None, self.goal is not None]
+        if any(given) and not all(given):
+            raise ValueError("--state-column, --start and --goal go together")
+        states = [self.start, self.goal, *self.alternatives]
+        if self.state_column is not None and len(set(states)) < len(states):
+            raise ValueError("--start, --goal and --alternatives must be different states")
+        if self.alternatives and self.state_column is None:
+            raise ValueError("--alternatives needs --state-column, --start and --goal")
+        if self.effects and self.pooling != "cell":
+            raise ValueError("--effects needs --pooling cell")
+        other = self.genes != (ALL_GENES,) or self.together or self.pairs or self.anchor
+        if self.perturbations is not None and other:
+            raise ValueError("--perturbations goes without --genes, --together, --pairs and --anchor")
+        return self
+
+    @property
+    def states(self) -> States | None:
+        """The states that shifts are measured towards."""
+        if self.start is None:
+            return None
+        return States(start=self.start, goal=self.goal, alternatives=self.alternatives)
+
+
+@dataclass(frozen=True)
+class ScreenPlan:
+    """What a screen would do.
+
+    Attributes
+    ----------
+    units
+        Pieces of work; each is some cells and some perturbations.
+    ranges
+        Of each unit, by its key, the number of its first cell in the corpus and which perturbations it does.
+    chosen_n
+        Which cells of the corpus are perturbed.
+    skipped
+        Why others are not: reason to cells.
+    copies, tokens
+        Perturbed copies at most, and tokens to compute.
+    """
+
+    units: list[Unit]
+    ranges: dict[str, tuple[int, int, int]]
+    chosen_n: NDArray[np.bool_]
+    skipped: dict[str, int]
+    copies: int
+    tokens: int
+
+
+@plain_errors()
+def screen(config: ScreenConfig) -> ShiftManifest | ScreenPlan:
+    """Run a screen and publish its shifts with their manifest; with `dry_run` return the plan alone.
+
+    A finished result of the same request is returned as it is; after an interruption only the missing parts are made.
+
+    Raises
+    ------
+    InputError
+        Corpus, model, genes and states do not fit together, or the output holds something else.
+    """
+    corpus, model, reference = open_pair(config)
+    design = open_design(config, corpus)
+    _check(config, corpus, model)
+    plan = make_plan(config, corpus, model, design)
+    if config.dry_run:
+        return plan
+    output = storage.absolute(config.output)
+    request = schema.request_digest(artefact="perturbation shifts", units=[unit.key for unit in plan.units])
+    if done := finished(output, request, ShiftManifest):
+        return done
+    load_encoder(model, config.layer)  # weights that do not fit fail before actors start
+    ensure_ray()
+    options = _options(config, corpus, model, reference, design, plan)
+    results = run_units_on_actors("perturb", output, plan.units, lambda: ScreenWorker(options), config.pool)
+    parts = require_records(results)
+    manifest = _manifest(config, corpus, model, reference, design, plan, parts, request)
+    publish_manifest(output, manifest)
+    return manifest
+
+
+def open_design(config: ScreenConfig, corpus: Corpus) -> Design:
+    """Return the perturbations that the options name.
+
+    Raises
+    ------
+    InputError
+        A gene is unknown or listed twice, or there are too many perturbations.
+    """
+    if config.perturbations is not None:
+        return read_design(corpus.vocabulary, config.perturbations)
+    return make_design(
+        corpus.vocabulary, config.genes, together=config.together, pairs=config.pairs, anchor=config.anchor
+    )
+
+
+def make_plan(config: ScreenConfig, corpus: Corpus, model: ModelDirectory, design: Design) -> ScreenPlan:
+    """Choose the cells and cut the work into units.
+
+    Raises
+    ------
+    InputError
+        No cell is left to perturb.
+    """
+    chosen_n, skipped = choose_cells(
+        corpus, config.state_column, config.start, config.donor, config.max_cells, config.seed
+    )
+    length_n = corpus_lengths(corpus)
+    each_n = np.minimum(length_n if design.every_gene else len(design), config.max_perturbations or 1 << 40)
+    most = int(each_n[chosen_n].max())
+    cells = max(1, min(config.cells_per_part, _COPIES_PER_UNIT // most))
+    parameters = {
+        "model": model.digest,
+        "design": design.digest,
+        "chosen": storage.sha256_bytes(np.packbits(chosen_n).tobytes()),
+        "states": _state_parameters(config),
+        "budget": config.budget,
+        **{name: getattr(config, name) for name in ("kind", "quartiles", "layer", "pooling", "precision", "effects")},
+    }
+    units, ranges, first = [], {}, 0
+    for unit in corpus.plan_units(cells, **parameters):
+        own = chosen_n[first : first + unit.stop - unit.start]
+        for start in range(0, most, _COPIES_PER_UNIT) if own.any() else []:
+            stop = min(most, start + _COPIES_PER_UNIT)
+            key = schema.request_digest(unit=unit.key, first=start, stop=stop)
+            units.append(replace(unit, key=key))
+            ranges[key] = (first, start, stop)
+        first += len(own)
+    copies = int(each_n[chosen_n].sum())
+    return ScreenPlan(units, ranges, chosen_n, skipped, copies, int((each_n * length_n)[chosen_n].sum()))
+
+
+def corpus_lengths(corpus: Corpus) -> NDArray[np.int64]:
+    """Return the tokens of every cell of a corpus. Shape (cells,)."""
+    pieces = list(scan(corpus, [schema.LENGTH], lambda _, cells: cells[schema.LENGTH].to_numpy()))
+    return np.concatenate([np.empty(0, np.int64), *pieces]).astype(np.int64)
+
+
+def _state_parameters(config: ScreenConfig) -> Any:  # noqa: ANN401  # JSON
+    if config.states is None:
+        return None
+    return {"column": config.state_column, "statistic": config.state_statistic, **config.states.model_dump()}
+
+
+def _check(config: ScreenConfig, corpus: Corpus, model: ModelDirectory) -> None:
+    make_edit(config.kind, config.quartiles)
+    check_pooling(config.pooling, corpus.vocabulary)
+    check_layer(model, config.layer)
+    if config.state_column is not None:
+        known = read_codes(corpus, config.state_column, "--state-column").values
+        asked = [("--start", config.start), ("--goal", config.goal)]
+        for option, name in (*asked, *(("--alternatives", each) for each in config.alternatives)):
+            if name not in known:
+                found = f"{name!r}; {config.state_column!r} holds {listing(known, limit=30)}"
+                raise InputError(corpus.uri, f"{option} must be a state with cells", found, "Correct the name.")
+
+
+def _options(
+    config: ScreenConfig,
+    corpus: Corpus,
+    model: ModelDirectory,
+    reference: ModelReference,
+    design: Design,
+    plan: ScreenPlan,
+) -> ScreenOptions:
+    states = state_embeddings(config, corpus) if config.states is not None else {}
+    return ScreenOptions(
+        replica=config.replica(corpus, reference),
+        output=storage.absolute(config.output),
+        kind=config.kind,
+        quartiles=config.quartiles,
+        layer=config.layer,
+        pooling=config.pooling,
+        precision=config.precision,
+        effects=config.effects,
+        design=design,
+        ranges=plan.ranges,
+        chosen_n=plan.chosen_n,
+        states=states,
+        obs_columns=tuple(corpus.manifest.obs_kinds),
+    )
+
+
+def _manifest(
+    config: ScreenConfig,
+    corpus: Corpus,
+    model: ModelDirectory,
+    reference: ModelReference,
+    design: Design,
+    plan: ScreenPlan,
+    parts: Any,  # noqa: ANN401  # records of the parts
+    request: str,
+) -> ShiftManifest:
+    output = storage.absolute(config.output)
+    effects = tuple(find_part(effect_unit(unit), storage.join(output, EFFECTS)) for unit in plan.units)
+    asked = {name: getattr(config, name) for name in ("genes", "together", "pairs", "anchor", "quartiles", "precision")}
+    return ShiftManifest(
+        request=request,
+        parts=parts,
+        software=schema.software_versions("torch", "transformers", "pyarrow"),
+        kind=config.kind,
+        corpus=corpus.uri,
+        corpus_digest=corpus.manifest.digest,
+        model=reference.uri,
+        model_digest=model.digest,
+        layer=config.layer,
+        pooling=config.pooling,
+        states=config.states,
+        obs_kinds=dict(corpus.manifest.obs_kinds),
+        design={**asked, "perturbations": len(design), "digest": design.digest},
+        skipped=plan.skipped,
+        effect_parts=tuple(part for part in effects if part is not None) if config.effects else (),
+    )

@@ -1,0 +1,188 @@
+"""One unit of a screen: some cells and some perturbations, from token rows to the table of shifts.
+
+Knows the model and token rows. Where the work comes from it does not know.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from cellray import schema, storage
+from cellray.data.collate import TokenRows
+from cellray.data.parts import PartWriter, Unit, make_part
+from cellray.infer.design import Design
+from cellray.infer.perturbed import Measures, Noise, Perturber
+from cellray.infer.replicas import Replica
+from cellray.model.encoder import load_encoder
+from cellray.model.pooling import is_gene_token
+from cellray.perturbation import ABSENT, Copies, make_edit, perturb_cell, places
+from cellray.schema import request_digest
+from cellray.shift_schema import EFFECTS, effect_schema, shift_schema
+
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_TOKENS_AT_ONCE = 1_000_000
+"""Tokens of copies in memory at a time, about."""
+
+
+@dataclass(frozen=True)
+class ScreenOptions:
+    """What every replica is told; see `cellray.infer.screen.ScreenConfig`."""
+
+    replica: Replica
+    output: str
+    kind: str
+    quartiles: int
+    layer: int
+    pooling: str
+    precision: str
+    effects: bool
+    design: Design
+    ranges: Mapping[str, tuple[int, int, int]]
+    chosen_n: NDArray[np.bool_]
+    states: Mapping[str, NDArray[np.float32]]
+    obs_columns: tuple[str, ...]
+
+
+def effect_unit(unit: Unit) -> Unit:
+    """Return the unit of the gene effects that go with a unit of shifts."""
+    return replace(unit, key=request_digest(effects_of=unit.key))
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """A cell, its perturbations and their copies."""
+
+    row: int
+    genes_n: NDArray[np.uint16]
+    number_p: NDArray[np.int64]
+    token_pk: NDArray[np.int32]
+    copies: Sequence[Copies]
+
+
+class ScreenWorker:
+    """Holds a model and does one unit after the other."""
+
+    def __init__(self, options: ScreenOptions) -> None:
+        self._options = options
+        self._corpus, model, device = options.replica.open()
+        encoder = load_encoder(model, options.layer, device).to(DTYPES[options.precision])
+        vocabulary = self._corpus.vocabulary
+        self._layout = vocabulary.layout(self._corpus.manifest.encoding.input_size)
+        budget = options.replica.token_budget
+        self._perturber = Perturber(
+            encoder, options.pooling, vocabulary, self._layout, options.states, budget, options.effects
+        )
+        self._edit = make_edit(options.kind, options.quartiles)
+        self._gene_v = is_gene_token(vocabulary).numpy()
+
+    def __call__(self, unit: Unit, open_part: Callable[[pa.Schema], PartWriter]) -> None:
+        """Do one unit; with effects it publishes a second part, of the gene effects, before."""
+        options = self._options
+        columns = [schema.INPUT_IDS, schema.CELL_ID, *options.obs_columns]
+        table = self._corpus.read(unit.uri, unit.start, unit.stop, columns)
+        obs = list(table.select(options.obs_columns).schema)
+        part = open_part(shift_schema(options.states, obs))
+        self._perturber.noise = Noise()
+        if not options.effects:
+            self._write(unit, table, part, None)
+        else:
+            place = storage.join(options.output, EFFECTS)
+            make_part(
+                effect_unit(unit), lambda _, opened: self._write(unit, table, part, opened(effect_schema())), place
+            )
+        noise = self._perturber.noise
+        part.counts["unperturbed copies"] += noise.copies
+        part.counts["largest noise x 1e9"] = round(1e9 * noise.largest)
+
+    def _write(self, unit: Unit, table: pa.Table, part: PartWriter, effects: PartWriter | None) -> None:
+        """Measure the unit's copies and write them, some cells at a time."""
+        for cells in self._batches(unit, table, part):
+            found = self._perturber.measure([(cell.genes_n, cell.copies) for cell in cells])
+            titles = [self._titles(cell) for cell in cells]
+            part.counts["copies"] += len(found.cell_r)
+            part.write(self._shift_table(table, cells, found, titles))
+            if effects is not None:
+                for piece in self._effect_tables(table, cells, found, titles):
+                    effects.write(piece)
+
+    def _batches(self, unit: Unit, table: pa.Table, part: PartWriter) -> Iterator[list[_Cell]]:
+        """Yield the chosen cells with their copies, some at a time; count the perturbations that do not apply."""
+        offset, first, stop = self._options.ranges[unit.key]
+        rows = TokenRows.from_arrow(table[schema.INPUT_IDS])
+        ready: list[_Cell] = []
+        tokens = 0
+        for row in range(table.num_rows):
+            if not self._options.chosen_n[offset + row]:
+                continue
+            own = rows.input_ids[rows.offsets[row] : rows.offsets[row + 1]]
+            genes_n = own[self._gene_v[own]]
+            number_p, token_pk = self._options.design.of_cell(genes_n, first, stop)
+            capacity, vocabulary = self._layout.max_genes, len(self._corpus.vocabulary)
+            copies = list(perturb_cell(genes_n, token_pk, self._edit, capacity, vocabulary))
+            applied = sum(len(each.numbers_p) for each in copies)
+            part.counts["perturbations that do not apply to a cell"] += len(number_p) - applied
+            if applied:
+                ready.append(_Cell(row, genes_n, number_p, token_pk, copies))
+                tokens += applied * len(own)
+            if tokens >= _TOKENS_AT_ONCE:
+                yield ready
+                ready, tokens = [], 0
+        if ready:
+            yield ready
+
+    def _titles(self, cell: _Cell) -> list[str]:
+        design, vocabulary = self._options.design, self._corpus.vocabulary
+        return [design.title(int(number), vocabulary) for number in cell.number_p]
+
+    def _shift_table(
+        self, table: pa.Table, cells: Sequence[_Cell], found: Measures, titles: Sequence[Sequence[str]]
+    ) -> pa.Table:
+        """Return a row for each copy, cell by cell, by the number of the perturbation."""
+        order = np.lexsort((found.number_r, found.cell_r))
+        ranks = [self._best_ranks(cell) for cell in cells]
+        cell_r, place_r = found.cell_r[order], found.number_r[order]
+        row_r = np.array([cell.row for cell in cells])[cell_r]
+        rank_r = np.array([ranks[c][p] for c, p in zip(cell_r, place_r, strict=True)], np.int32)
+        numbers = np.array([cells[c].number_p[p] for c, p in zip(cell_r, place_r, strict=True)], np.int32)
+        chosen = table.take(pa.array(row_r))
+        obs = chosen.select(self._options.obs_columns)
+        columns = [
+            chosen[schema.CELL_ID],
+            pa.array(numbers),
+            pa.array([titles[c][p] for c, p in zip(cell_r, place_r, strict=True)], pa.string()),
+            pa.array(rank_r),
+            pa.array(np.array([len(cell.genes_n) for cell in cells], np.int32)[cell_r]),
+            pa.array(found.similarity_r[order]),
+            *(pa.array(found.shift_rs[order, s]) for s in range(found.shift_rs.shape[1])),
+            *obs.columns,
+        ]
+        return pa.table(columns, schema=shift_schema(self._options.states, list(obs.schema)))
+
+    def _best_ranks(self, cell: _Cell) -> NDArray[np.int32]:
+        """Return for each perturbation the best rank of its genes in the cell, `ABSENT` where it has none of them."""
+        place_pk = places(cell.genes_n, cell.token_pk, len(self._corpus.vocabulary))
+        best_p = np.where(place_pk == ABSENT, np.iinfo(np.int32).max, place_pk).min(axis=1)
+        return np.where(best_p == np.iinfo(np.int32).max, ABSENT, best_p).astype(np.int32)
+
+    def _effect_tables(
+        self, table: pa.Table, cells: Sequence[_Cell], found: Measures, titles: Sequence[Sequence[str]]
+    ) -> Iterator[pa.Table]:
+        """Yield a table for each copy: a row for each other gene of the cell."""
+        names = self._corpus.vocabulary.gene_of_token
+        for i in np.lexsort((found.number_r, found.cell_r)).tolist():
+            cell, place = cells[found.cell_r[i]], int(found.number_r[i])
+            rank_m, cosine_m = found.effects[i]
+            count = len(rank_m)
+            affected = [names[int(token)] for token in cell.genes_n[rank_m]]
+            columns = [
+                pa.repeat(table[schema.CELL_ID][cell.row], count),
+                pa.array(np.full(count, cell.number_p[place], np.int32)),
+                pa.repeat(pa.scalar(titles[found.cell_r[i]][place]), count),
+                pa.array(affected, pa.string()),
+                pa.array(cosine_m),
+            ]
+            yield pa.table(columns, schema=effect_schema())

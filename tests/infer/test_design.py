@@ -1,0 +1,75 @@
+"""Designs of perturbations: what each option and each file asks for, and what is refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cellray.errors import InputError
+from cellray.infer.design import Design, make_design, read_design
+from cellray.perturbation import NO_TOKEN
+from cellray.vocabulary import GeneVocabulary
+from tests.conftest import GENES
+
+A, B, C = GENES[4], GENES[9], GENES[14]
+
+
+def lists(design: Design, vocabulary: GeneVocabulary) -> list[str]:
+    return [design.title(i, vocabulary) for i in range(len(design))]
+
+
+def test_lists_groups_pairs_and_anchors(vocabulary: GeneVocabulary) -> None:
+    assert lists(make_design(vocabulary, (A, B)), vocabulary) == [A, B]
+    assert lists(make_design(vocabulary, (B, A), together=True), vocabulary) == [f"{B}|{A}"]
+    assert lists(make_design(vocabulary, (A, B, C), pairs=True), vocabulary) == [
+        *(A, B, C),
+        *(f"{A}|{B}", f"{A}|{C}", f"{B}|{C}"),
+    ]
+    assert lists(make_design(vocabulary, (A, B, C), anchor=(B,)), vocabulary) == [B, A, C, f"{B}|{A}", f"{B}|{C}"]
+    assert lists(make_design(vocabulary, (A, C), anchor=(B,), singles=False), vocabulary) == [f"{B}|{A}", f"{B}|{C}"]
+
+
+def test_every_gene_of_a_cell_alone_or_with_an_anchor(vocabulary: GeneVocabulary) -> None:
+    cell = np.array([9, 5, 7, 11], np.uint16)
+    numbers, tokens = make_design(vocabulary, ("all",)).of_cell(cell, 1, 3)
+    assert (numbers.tolist(), tokens.tolist()) == ([5, 7], [[5], [7]])
+    anchor = vocabulary.gene_of_token[7]
+    design = make_design(vocabulary, ("all",), anchor=(anchor,))
+    numbers, tokens = design.of_cell(cell, 0, 100)
+    assert (numbers.tolist(), tokens.tolist()) == ([9, 5, 11], [[7, 9], [7, 5], [7, 11]])
+    assert design.title(11, vocabulary) == f"{anchor}|{vocabulary.gene_of_token[11]}"
+
+
+def test_designs_in_files(vocabulary: GeneVocabulary, tmp_path: Path) -> None:
+    (tmp_path / "d.toml").write_text(f'one = ["{A}"]\ntwo = ["{C}", "{A}"]\n')
+    design = read_design(vocabulary, str(tmp_path / "d.toml"))
+    assert design.names == ("one", "two")
+    assert (design.token_pk == NO_TOKEN).sum() == 1
+    (tmp_path / "d.csv").write_text(f"name,genes\none,{A}\ntwo,{C} | {A}\n")
+    assert read_design(vocabulary, str(tmp_path / "d.csv")).digest == design.digest
+    assert make_design(vocabulary, (A,)).digest != design.digest
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.toml", "one = 3", "'one' is no list of genes"),
+        ("a.toml", "one = [", "--perturbations names a table of genes"),
+        ("a.csv", "gene\nx", "no columns 'name' and 'genes'; there are 'gene'"),
+        ("a.csv", f"name,genes\none,{A}\none,{B}", "'one' stands there twice"),
+        ("a.csv", "name,genes\none,ENSG1", "every gene must be in the vocabulary; found 'ENSG1'"),
+        ("a.csv", f"name,genes\none,{A}|{A}", "a gene may be listed once only"),
+        ("a.csv", "name,genes\none,", "there must be genes"),
+    ],
+)
+def test_files_that_are_refused(vocabulary: GeneVocabulary, tmp_path: Path, name: str, text: str, message: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError) as caught:
+        read_design(vocabulary, str(tmp_path / name))
+    assert message in str(caught.value)
+
+
+def test_a_panel_that_is_too_large(vocabulary: GeneVocabulary, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cellray.infer.design.MOST_LISTED", 40)
+    with pytest.raises(InputError, match="at most 40 perturbations; found 45"):
+        make_design(vocabulary, tuple(GENES[:10]), pairs=True)
