@@ -141,15 +141,8 @@ def volcano_png(
         )
         for chosen, colour, text in groups:
             if chosen.any():
-                axes.scatter(
-                    x[chosen],
-                    y[chosen],
-                    s=10,
-                    color=colour,
-                    linewidths=0,
-                    alpha=0.8,
-                    label=f"{text} ({chosen.sum():,})",
-                )
+                style = {"s": 10, "color": colour, "linewidths": 0, "alpha": 0.8}
+                axes.scatter(x[chosen], y[chosen], label=f"{text} ({chosen.sum():,})", **style)
         axes.axhline(-np.log10(alpha), color="black", linestyle=":", linewidth=0.9)
         axes.axvline(0, color="black", linewidth=0.6)
         reach = 1.15 * max(float(np.abs(x).max(initial=0)), 1e-12)

@@ -2,7 +2,7 @@
 
 In each cell the combined effect is set beside the sum of the individual ones, so a cell counts only where the screen
 has all three. Rows are joined by cell: the cells are cut into as many groups as memory needs (`block_rows` rows each,
-about 60 bytes a row while joining), each read in one pass.
+about 270 bytes a row while joining), each read in one pass.
 """
 
 from collections.abc import Iterator
