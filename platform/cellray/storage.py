@@ -273,7 +273,7 @@ def publish_directory(local: Path, uri: str, last: str) -> None:
     """
     require_vacant(uri)
     fs, path = filesystem(uri)
-    files = sorted((p for p in local.iterdir() if p.is_file()), key=lambda p: p.name == last)
+    files = sorted((p for p in local.iterdir() if p.is_file()), key=lambda p: (p.name == last, p.name))
     if not isinstance(fs, LocalFileSystem):
         for file in files:
             fs.put_file(str(file), join(path, file.name))
