@@ -108,10 +108,13 @@ class Recorder:
 
 
 def report_queue() -> Any:  # noqa: ANN401  # a ray.util.queue.Queue
-    """Return where `Report`s and `Loss`es arrive; None ends it."""
+    """Return where `Report`s and `Loss`es arrive; None ends it. It lives beside the driver: other machines may go."""
+    import ray
     from ray.util.queue import Queue
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    return Queue(actor_options={"num_cpus": 0})
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
 
 
 def send(queue: Any, item: Report) -> None:  # noqa: ANN401
