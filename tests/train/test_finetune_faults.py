@@ -36,14 +36,14 @@ CELLS = 90
 
 @pytest.fixture
 def options(make_h5ad: Callable[..., Path], vocabulary: GeneVocabulary, tmp_path: Path) -> dict[str, object]:
-    """Options of a job; the corpus has a label with one cell."""
+    """Options of a job; the corpus has a label with one cell, and one of a single donor."""
     kind = np.array(["a", "b", "c"])[np.arange(CELLS) % 3].astype(object)
     donor = np.array([f"d{i // 15}" for i in range(CELLS)], object)
-    rare = kind.copy()
-    rare[7] = "alone"
+    rare, local = kind.copy(), kind.copy()
+    rare[7], local[30:33] = "alone", "only in d2"
     counts = random_counts(CELLS, len(GENES), seed=1).toarray()
     counts[np.arange(CELLS), np.arange(CELLS) % 3 + 3] = 200
-    obs = {"kind": kind, "donor": donor, "rare": rare, "all": ["train"] * CELLS}
+    obs = {"kind": kind, "donor": donor, "rare": rare, "local": local, "all": ["train"] * CELLS}
     source = make_h5ad(x=counts.astype(np.float32), obs={name: pd.Series(v, dtype="object") for name, v in obs.items()})
     vocabulary.save(str(tmp_path / "vocabulary.json"))
     corpus = str(tmp_path / "labelled")
@@ -105,7 +105,7 @@ def test_a_killed_job_repeats_no_finished_fold(options: dict[str, object], tmp_p
     """Killed in the second of three folds; the report is that of a quiet run."""
     import ray
 
-    write_task(options, "rare", 'kind = "grouped"\ngroup = "donor"\nfolds = 3')
+    write_task(options, "local", 'kind = "grouped"\ngroup = "donor"\nfolds = 3')
     where = {"RAY_ADDRESS": str(ray.get_runtime_context().gcs_address)}
     log, again, beside = tmp_path / "log", tmp_path / "again", tmp_path / "quiet"
     job = start_job("finetune", options, log, **where)
@@ -134,8 +134,8 @@ def test_a_killed_job_repeats_no_finished_fold(options: dict[str, object], tmp_p
     told = [json.loads((Path(f"{uri}.report") / "metrics.json").read_text()) for uri in (options["output"], beside)]
     assert told[0] == told[1]
     (unseen,) = told[0]["tested_but_not_trained_on"]
-    assert (unseen["class"], unseen["cells"]) == ("alone", 1)
-    assert f"tested on, but never trained on: 'rare: alone (fold {unseen['fold']}, 1 cells)'" in again.read_text()
+    assert (unseen["class"], unseen["cells"]) == ("only in d2", 3)
+    assert f"tested on, but never trained on: 'local: only in d2 (fold {unseen['fold']}, 3 cells)'" in again.read_text()
     weights = [(Path(str(uri)) / "model.safetensors").read_bytes() for uri in (options["output"], beside)]
     assert weights[0] == weights[1]
 
@@ -145,8 +145,13 @@ def test_a_killed_job_repeats_no_finished_fold(options: dict[str, object], tmp_p
     [
         (
             "rare",
+            "folds = 3",
+            "every class must have at least 3 cells; found 'alone (1)'. Leave them out with min_cells = 3",
+        ),
+        (
+            "local",
             'kind = "grouped"\ngroup = "donor"\nfolds = 3\nrefuse_unseen = true',
-            "every class that is tested on must be trained on; found 'rare: alone (fold",
+            "every class that is tested on must be trained on; found 'local: only in d2 (fold",
         ),
         (
             "kind",
