@@ -123,7 +123,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """Return a disk that holds one checkpoint."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(disk)]
+    command = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)]
     if os.geteuid() or subprocess.run(command, check=False).returncode:
         pytest.skip("needs the right to mount a small file system")
     yield disk

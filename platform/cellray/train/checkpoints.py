@@ -71,7 +71,7 @@ class Checkpoints:
         best_step
             The step whose checkpoint is to be kept for its quality.
         """
-        self._settle()
+        self.settle()
         self._pending = self._writer.submit(self._write, step, state, dict(metrics), best_step)
 
     def finish(self) -> None:
@@ -86,7 +86,7 @@ class Checkpoints:
             self._pending.result()
             self._pending = None
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """Wait for the checkpoint before, and tell of it if it failed."""
         try:
             self.finish()

@@ -274,11 +274,14 @@ class Loop:
             metrics |= self.validate(validation)
             if validation:  # a model that is trained on all cells is not judged
                 self.progress.took(metrics[self._config.monitor], self._config)
+        self.leaving = self._session.leaving() and not self.finished
+        saved = validation is not None or self.leaving
+        if saved:
+            checkpoints.settle()  # so that the figures of the one before are in this report
         metrics |= checkpoints.take_figures()
         report = {"step": self.step, **metrics}
         self.reports.append(report)
-        self.leaving = self._session.leaving() and not self.finished
-        if validation is not None or self.leaving:
+        if saved:
             self.save(checkpoints, metrics)
         self._session.report(report, checkpoints.take_notes())
         if agree(int(self._session.rank == 0 and checkpoints.turn.lost()), self._session.world_size):
