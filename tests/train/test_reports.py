@@ -8,7 +8,7 @@ import pytest
 
 from cellray.train.loop import LoopConfig
 from cellray.train.planning import warn_of_warmup
-from cellray.train.reports import Recorder, draw_training, told
+from cellray.train.reports import Recorder, Report, draw_training, told
 
 
 class Kept:
@@ -44,7 +44,7 @@ def test_a_quick_training_is_told_of_seldom_and_recorded_whole(caplog: pytest.Lo
     with caplog.at_level(logging.INFO, "cellray"):
         for step in range(1, 101):
             more = {"validation_loss": 2.0} if step == 50 else {}
-            recorder.take({"step": step, "train_loss": 1.0, "cells_per_s": 10.0, **more}, [])
+            recorder.take(Report(0, {"step": step, "train_loss": 1.0, "cells_per_s": 10.0, **more}, []))
     assert len(kept.logged) == 100
     assert recorder.history == {"train_loss": (list(range(1, 101)), [1.0] * 100), "validation_loss": ([50], [2.0])}
     assert [message.split(";")[0] for message in caplog.messages] == [
@@ -60,7 +60,7 @@ def test_the_course_of_all_folds_is_drawn(tmp_path: Path) -> None:
     for fold, recorder in enumerate(recorders):
         for step in range(1, 41):
             more = {"validation_loss": 2.0 - step / 40 + fold / 20, "accuracy": step / 50} if step % 10 == 0 else {}
-            recorder.take({"step": step, "train_loss": 2 - step / 30, "age/mae": 1e3, **more}, [])
+            recorder.take(Report(0, {"step": step, "train_loss": 2 - step / 30, "age/mae": 1e3, **more}, []))
     path = draw_training(recorders, tmp_path / "training.png", "kinds")
     assert path is not None
     assert path.stat().st_size > 10_000

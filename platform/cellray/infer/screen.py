@@ -260,7 +260,7 @@ def _manifest(
 ) -> ShiftManifest:
     output = storage.absolute(config.output)
     effects = tuple(find_part(effect_unit(unit), storage.join(output, EFFECTS)) for unit in plan.units)
-    asked = {name: getattr(config, name) for name in ("genes", "together", "pairs", "anchor", "quartiles", "precision")}
+    asked = config.model_dump(mode="json", include={"genes", "together", "pairs", "anchor", "quartiles", "precision"})
     return ShiftManifest(
         request=request,
         parts=parts,
