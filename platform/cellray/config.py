@@ -43,7 +43,7 @@ SWITCHES = {TRACEBACK, WORKER_LOGS, MODEL_CACHE}
 class JobConfig(BaseModel):
     """Options of a job; subclasses add fields with a description, a unit and a default."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), validate_default=True)
 
     @field_validator("*", mode="after")
     @classmethod

@@ -112,13 +112,15 @@ def test_a_corpus_as_ray_data(corpus: Corpus) -> None:
 
 def test_training_sees_every_cell_of_a_concatenation_once(corpus: Corpus) -> None:
     from cellray.train.feed import Feed, spans
-    from cellray.train.order import TrainingOrder
+    from cellray.train.order import RandomPart, TrainingOrder
 
-    feed = Feed(TrainingOrder(spans(corpus), 8, 0.2, 0), 0, 1, pad_id=0)
-    training = list(itertools.islice(feed.batches(0), feed.order.steps(0)))
-    held = feed.held_out(8)
+    order = TrainingOrder(spans(corpus), 8, RandomPart(0.2, 0, held=False), 0)
+    feed = Feed(order, RandomPart(0.2, 0, held=True), 0, 1, pad_id=0, pass_tokens=100)
+    training = list(itertools.islice(feed.steps(0), order.steps(0)))
+    held = feed.held_out()
     assert min(len(training), len(held)) > 1
-    found = sorted(row[row > 0].tolist() for batch in (*training, *held) for row in batch.input_ids_nl)
+    batches = [batch for passes in (*training, held) for batch in passes]
+    found = sorted(row[row > 0].tolist() for batch in batches for row in batch.input_ids_nl)
     assert found == sorted(row["input_ids"] for row in rows_of(corpus))  # type: ignore[type-var]
 
 

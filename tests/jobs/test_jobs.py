@@ -1,7 +1,8 @@
 """The command lines: exit status, one line on standard error, the last line; and the restored demo cells."""
 
-import subprocess
+import runpy
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,6 @@ from cellray.errors import InputError
 from cellray.vocabulary import GeneVocabulary
 from jobs import build_vocabulary, demo, embed_cells, tokenize_corpus
 from jobs._run import run_job
-from tests.conftest import REPOSITORY
 
 
 def run(name: str, config_class: type[JobConfig], main: Callable[..., str], *argv: str) -> int:
@@ -43,16 +43,21 @@ def run(name: str, config_class: type[JobConfig], main: Callable[..., str], *arg
         "tune",
         "embed_cells",
         "predict",
+        "perturb",
         "perturbation_stats",
+        "finetune",
         "demo",
     ],
 )
-def test_help_of_every_job(job: str) -> None:
-    shown = subprocess.run(
-        [sys.executable, "-m", f"jobs.{job}", "--help"], cwd=REPOSITORY, capture_output=True, text=True, check=True
-    )
-    assert f"usage: python -m jobs.{job}" in shown.stdout
-    assert "--config FILE.toml" in shown.stdout
+def test_help_of_every_job(job: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", [f"jobs/{job}.py", "--help"])
+    warnings.simplefilter("ignore", RuntimeWarning)  # the module was imported by another test
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(f"jobs.{job}", run_name="__main__")
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert f"usage: python -m jobs.{job}" in shown
+    assert "--config FILE.toml" in shown
 
 
 def test_a_vocabulary_from_counts_says_what_it_wrote(

@@ -188,6 +188,6 @@ def test_a_real_server_keeps_runs_and_models(
     assert reference.uri == "models:/m/1"
     with pytest.raises(InputError, match="found aliases 'best', versions '1'"):
         open_model("models:/m@worst", server)
-    with pytest.raises(InputError, match="the names 'm'"):
+    with pytest.raises(InputError, match=r"the names .*'m'"):
         open_model("models:/n@worst", server)
     assert json.loads(Path(model.uri, "provenance.json").read_text())["corpus_digest"] == "c0ffee"

@@ -101,6 +101,7 @@ def train_here(config: FinetuneConfig) -> None:
     publish(plans[-1].following(outcomes[:-1]), corpus, {}, config.output)
 
 
+@pytest.mark.chaos
 def test_a_killed_job_repeats_no_finished_fold(options: dict[str, object], tmp_path: Path) -> None:
     """Killed in the second of three folds; the report is that of a quiet run."""
     import ray

@@ -141,8 +141,10 @@ def ray_address(ray_session: None) -> str:
     return str(ray.get_runtime_context().gcs_address)
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize(
-    ("embedded", "kills"), [(False, 1), *(pytest.param(own, 10, marks=pytest.mark.chaos) for own in (True, False))]
+    ("embedded", "kills"),
+    [pytest.param(own, n, marks=pytest.mark.chaos) for own, n in ((False, 1), (True, 10), (False, 10))],
 )
 def test_killed_jobs(config: PretrainConfig, tmp_path: Path, ray_address: str, embedded: bool, kills: int) -> None:
     """Stopped with Ctrl-C, killed, and run again until it is done; on a cluster, or with a Ray of each job's own."""

@@ -36,7 +36,8 @@ def train_on_changing_nodes(config: PretrainConfig) -> str:
     return told
 
 
-@pytest.mark.parametrize("most", [2, pytest.param(1, marks=pytest.mark.chaos)])
+@pytest.mark.chaos
+@pytest.mark.parametrize("most", [2, 1])
 def test_nodes_that_come_and_go(corpus: str, store: str, tmp_path: Path, most: int) -> None:
     config = PretrainConfig(
         corpus=corpus,

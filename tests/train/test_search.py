@@ -192,6 +192,7 @@ def check_predicts(config: SearchConfig, folder: Path) -> None:
     assert (told == kinds).mean() > 0.6
 
 
+@pytest.mark.chaos
 def test_a_distributed_trial_with_two_objectives(config_of: Callable[..., SearchConfig], ray_session: None) -> None:
     space = "[dropout]\nkind = 'uniform'\nlow = 0.0\nhigh = 0.2"
     changes = {"num_workers": (2, 2), "cpus_per_worker": 0.5, "trials": 1, "learning_rate": 3e-3}

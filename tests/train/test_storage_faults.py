@@ -102,6 +102,7 @@ class NotedSession(LocalSession):
         super().report(metrics, [f"{metrics['step']}: {note}" for note in notes], earlier)
 
 
+@pytest.mark.chaos
 def test_training_goes_on_during_an_upload(config: PretrainConfig, bucket: str, s3_endpoint: str) -> None:
     with FaultyProxy(s3_endpoint, latency_s=0.4) as proxy, pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", proxy.url)

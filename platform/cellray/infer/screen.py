@@ -173,7 +173,8 @@ def make_plan(config: ScreenConfig, corpus: Corpus, model: ModelDirectory, desig
         corpus, config.state_column, config.start, config.donor, config.max_cells, config.seed
     )
     length_n = corpus_lengths(corpus)
-    each_n = np.minimum(length_n if design.every_gene else len(design), config.max_perturbations or 1 << 40)
+    listed_n = length_n if design.every_gene else np.full_like(length_n, len(design))
+    each_n = np.minimum(listed_n, config.max_perturbations or listed_n.max())
     most = int(each_n[chosen_n].max())
     cells = max(1, min(config.cells_per_part, _COPIES_PER_UNIT // most))
     parameters = {
