@@ -54,6 +54,27 @@ class JobConfig(BaseModel):
         return value
 
 
+def both_bounds(value: object) -> object:
+    """Take one number for the least and the most of something: for a field validator that runs before the others."""
+    if isinstance(value, int | str) or (isinstance(value, list | tuple) and len(value) == 1):
+        only = value if isinstance(value, int | str) else value[0]
+        return (only, only)
+    return value
+
+
+def check_bounds(option: str, bounds: tuple[int, int]) -> None:
+    """Check a least and a most number.
+
+    Raises
+    ------
+    ValueError
+        The least is below 1 or above the most.
+    """
+    low, high = bounds
+    if not 1 <= low <= high:
+        raise ValueError(f"{option} {low},{high}: at least 1, and not more at least than at most")
+
+
 ConfigT = TypeVar("ConfigT", bound=JobConfig)
 
 

@@ -44,7 +44,7 @@ def job(labelled: str, parent: str, tmp_path: Path) -> TrialJob:
         objectives=("macro_f1", "ece"),
         folder=str(tmp_path / "trials"),
         request="0" * 64,
-        device="cpu",
+        gpu=False,
         threads=1,
         distributed=False,
     )

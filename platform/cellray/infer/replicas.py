@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from pydantic import Field, field_validator, model_validator
 
-from cellray.config import JobConfig
+from cellray.config import JobConfig, both_bounds, check_bounds
 from cellray.data.corpora.corpus import Corpus
 from cellray.data.session import default_threads
 from cellray.data.units import ActorPool
-from cellray.errors import InputError
 from cellray.model.checkpoint import ModelDirectory
+from cellray.model.device import compute_device
 from cellray.models import ModelReference, open_model
 
 TOKEN_BUDGET = {"cpu": 2048, "gpu": 65536}
@@ -49,20 +49,11 @@ class ReplicaConfig(JobConfig):
         description="MLflow that knows models:/ names; default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db",
     )
 
-    @field_validator("actors", mode="before")
-    @classmethod
-    def _one_number(cls, value: object) -> object:
-        """Take one number for both bounds."""
-        if isinstance(value, int | str) or (isinstance(value, list | tuple) and len(value) == 1):
-            only = value if isinstance(value, int | str) else value[0]
-            return (only, only)
-        return value
+    _one_number = field_validator("actors", mode="before")(both_bounds)
 
     @model_validator(mode="after")
     def _least_and_most(self) -> "ReplicaConfig":
-        low, high = self.actors
-        if not 1 <= low <= high:
-            raise ValueError(f"--actors {low},{high}: at least 1, and not more at least than at most")
+        check_bounds("--actors", self.actors)
         return self
 
     @property
@@ -105,7 +96,7 @@ class Replica:
             The model has other weights than when the job began, or there is no GPU.
         """
         torch.set_num_threads(self.threads)
-        device = _accelerator() if self.gpu else torch.device("cpu")
+        device = compute_device(gpu=self.gpu, option="--gpus-per-actor")
         return Corpus.open(self.corpus), self.model.open(), device
 
 
@@ -120,17 +111,3 @@ def open_pair(config: ReplicaConfig) -> tuple[Corpus, ModelDirectory, ModelRefer
     corpus, (model, reference) = Corpus.open(config.corpus), open_model(config.model, config.tracking_uri)
     model.require_vocabulary(corpus.vocabulary, f"corpus {corpus.uri}", corpus.manifest.encoding.input_size)
     return corpus, model, reference
-
-
-def _accelerator() -> torch.device:
-    """Return the device a replica that reserves a GPU computes on.
-
-    Raises
-    ------
-    InputError
-        The worker sees none.
-    """
-    device = torch.accelerator.current_accelerator()
-    if device is None:
-        raise InputError("--gpus-per-actor", "needs a GPU that torch can use", "none on the worker", "Set it to 0.")
-    return device

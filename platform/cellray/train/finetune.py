@@ -16,7 +16,6 @@ from cellray.data.corpora.corpus import Corpus
 from cellray.data.session import plain_errors
 from cellray.errors import InputError, listing
 from cellray.model.annotator_directory import save_annotator
-from cellray.model.checkpoint import CONFIG, ModelDirectory
 from cellray.models import ModelReference, open_model
 from cellray.tracking import Tracker
 from cellray.tracking.options import TrackingOptions
@@ -28,7 +27,7 @@ from cellray.train.options import GROUP_FIELDS, GroupOptions, OptimiserOptions
 from cellray.train.order import TrainingOrder
 from cellray.train.parameters import count_parameters, merge_lora
 from cellray.train.planning import count_steps, loop_config, warn_of_warmup
-from cellray.train.recording import nested, recorded, register
+from cellray.train.recording import made_before, nested, recorded, register
 from cellray.train.reports import Recorder, draw_training
 from cellray.train.split_overview import overview
 from cellray.train.tasks.contract import ALL, Task
@@ -109,9 +108,9 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
     corpus, task_config = Corpus.open(config.corpus), read_task(config.task)
     parent = open_parent(config, corpus)
     request, output = request_of(config, corpus, parent, task_config), storage.absolute(config.output)
-    if (done := _finished(output, request)) is not None:
+    if (made := made_before(output, request)) is not None:
         register(config, output, request, corpus, None)
-        return done
+        return _read_result(output, made["run"])
     task: Task = task_config.open(corpus)
     plans = make_plans(config, corpus, parent, task, task_config, request)
     _announce(config, plans, task, corpus)
@@ -241,19 +240,6 @@ def open_parent(config: FinetuneConfig, corpus: Corpus) -> ModelReference:
     model, parent = open_model(config.model, config.tracking_uri)
     model.require_vocabulary(corpus.vocabulary, f"corpus {corpus.uri}", corpus.manifest.encoding.input_size)
     return parent
-
-
-def _finished(output: str, request: str) -> FinetuneResult | None:
-    """Return what this request made before; refuse an output that holds anything else."""
-    if not storage.exists(storage.join(output, CONFIG)):
-        storage.require_vacant(output)
-        return None
-    made = ModelDirectory.open(output).provenance
-    if made.get("request") != request:
-        fix = "Choose another --output, or delete this one."
-        raise InputError(output, "the output must be empty or hold this very result", "another model", fix)
-    logger.info("%s is complete already: nothing to do", output)
-    return _read_result(output, made["run"])
 
 
 def _read_result(output: str, tracked: str) -> FinetuneResult:

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 27}
-"""Most logits at a time: 16 MB in float32, which suits a CPU's cache; 512 MB, which suits a GPU's matrix units."""
+from cellray.model.device import is_accelerator
+
+CHUNK_ELEMENTS = {False: 1 << 22, True: 1 << 27}
+"""Most logits at a time, on a CPU (16 MB in float32, which its cache holds) and on an accelerator (512 MB)."""
 
 
 def linear_cross_entropy(
@@ -35,7 +37,7 @@ def linear_cross_entropy(
     if torch.is_autocast_enabled(device):  # the casts' own backward passes return gradients in the weights' type
         dtype = torch.get_autocast_dtype(device)
         hidden_md, weight_vd, bias_v = hidden_md.to(dtype), weight_vd.to(dtype), bias_v.to(dtype)
-    rows = chunk_rows or max(1, CHUNK_ELEMENTS.get(device, CHUNK_ELEMENTS["cuda"]) // len(weight_vd))
+    rows = chunk_rows or max(1, CHUNK_ELEMENTS[is_accelerator(hidden_md.device)] // len(weight_vd))
     wanted = torch.is_grad_enabled()
     loss: Tensor = _LinearCrossEntropy.apply(hidden_md, weight_vd, bias_v, labels_m, rows, wanted)  # type: ignore[no-untyped-call]
     return loss

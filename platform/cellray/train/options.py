@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from cellray.config import JobConfig
+from cellray.config import JobConfig, both_bounds, check_bounds
 from cellray.train.precision import Precision
 
 
@@ -69,20 +69,11 @@ class GroupOptions(JobConfig):
     keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints kept, beside the best one")
     log_every: int = Field(20, ge=1, description="most steps between reports of the training loss [steps]")
 
-    @field_validator("num_workers", mode="before")
-    @classmethod
-    def _one_number(cls, value: object) -> object:
-        """Take one number for both bounds."""
-        if isinstance(value, int | str) or (isinstance(value, list | tuple) and len(value) == 1):
-            only = value if isinstance(value, int | str) else value[0]
-            return (only, only)
-        return value
+    _one_number = field_validator("num_workers", mode="before")(both_bounds)
 
     @model_validator(mode="after")
     def _check_workers(self) -> "GroupOptions":
-        low, high = self.num_workers
-        if not 1 <= low <= high:
-            raise ValueError(f"--num-workers {low},{high}: at least 1, and not more at least than at most")
+        check_bounds("--num-workers", self.num_workers)
         return self
 
 

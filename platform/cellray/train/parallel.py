@@ -15,12 +15,14 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers.models.bert.modeling_bert import BertLayer
 
+from cellray.model.device import is_accelerator
+
 Sharding = Literal["none", "full"]
 ItemT = TypeVar("ItemT")
 
 
 def _copied(module: nn.Module, device: torch.device) -> nn.Module:
-    devices = [device] if device.type == "cuda" else None
+    devices = [device] if is_accelerator(device) else None
     return DistributedDataParallel(module, device_ids=devices)
 
 

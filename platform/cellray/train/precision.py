@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from cellray.errors import InputError
+from cellray.model.device import is_accelerator
 
 Precision = Literal["auto", "float32", "bf16"]
 Autocast = Callable[[], AbstractContextManager[object]]
@@ -39,14 +40,14 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     if precision == "bf16" and not has_bf16:
         fix = "Use --precision auto, which takes float32 there."
         raise InputError("--precision bf16", "needs a device that computes in bfloat16", f"device {device}", fix)
-    wanted = precision == "bf16" or (precision == "auto" and device.type == "cuda" and has_bf16)
+    wanted = precision == "bf16" or (precision == "auto" and is_accelerator(device) and has_bf16)
     return torch.bfloat16 if wanted else None
 
 
 def _has_bf16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu"
+    if not is_accelerator(device):
+        return True
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def autocast(dtype: torch.dtype | None, device: torch.device) -> AbstractContextManager[object]:

@@ -16,7 +16,7 @@ from cellray.config import JobConfig
 from cellray.data.corpora.corpus import Corpus
 from cellray.data.session import plain_errors
 from cellray.errors import InputError
-from cellray.model.checkpoint import CONFIG, ModelDirectory, save_model
+from cellray.model.checkpoint import save_model
 from cellray.model.presets import bert_config
 from cellray.models import ModelReference, open_model
 from cellray.tracking import Tracker
@@ -26,7 +26,7 @@ from cellray.train.options import GROUP_FIELDS, GroupOptions, OptimiserOptions
 from cellray.train.order import RandomPart, TrainingOrder
 from cellray.train.planning import count_steps, loop_config, warn_of_warmup
 from cellray.train.pretrain_plan import PretrainPlan
-from cellray.train.recording import recorded, register
+from cellray.train.recording import made_before, recorded, register
 from cellray.train.reports import Recorder, draw_training
 from cellray.train.state import load_weights
 from cellray.train.trainer import check_resources, fit, threads_of
@@ -95,9 +95,9 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
     parent = _parent(config, corpus)
     request, output = _request(config, corpus, parent), storage.absolute(config.output)
     plan = make_plan(config, corpus, parent, request)
-    if (done := _finished(output, request)) is not None:
+    if (made := made_before(output, request)) is not None:
         register(config, output, request, corpus, None)
-        return done
+        return PretrainResult(output, made["steps"], made["validation_loss"] or math.nan, made["run"])
     check_resources(config)
     turn = Turn.take(f"{output}.training")
     name, facts = f"pretrain {config.model or config.preset}", {"steps": plan.loop.steps, "cells": corpus.manifest.rows}
@@ -120,7 +120,7 @@ def write_initial_model(config: PretrainConfig, output: str) -> None:
     corpus = Corpus.open(config.corpus)
     parent = _parent(config, corpus)
     request = _request(config, corpus, parent) + " initial"
-    if _finished(storage.absolute(output), request) is None:
+    if made_before(storage.absolute(output), request) is None:
         plan = make_plan(config, corpus, parent, request)
         made = _provenance(config, corpus, parent, request) | {"steps": 0, "validation_loss": None, "run": "none"}
         save_model(plan.initial(corpus), corpus.vocabulary, made, output)
@@ -182,19 +182,6 @@ def _request(config: PretrainConfig, corpus: Corpus, parent: ModelReference | No
     ignored = {"corpus", "output", "model", *GROUP_FIELDS, *TrackingOptions.model_fields}
     asked = config.model_dump(exclude=ignored)
     return schema.request_digest(corpus=corpus.manifest.digest, model=parent and parent.digest, **asked)
-
-
-def _finished(output: str, request: str) -> PretrainResult | None:
-    """Return what this request made before; refuse an output that holds anything else."""
-    if not storage.exists(storage.join(output, CONFIG)):
-        storage.require_vacant(output)
-        return None
-    made = ModelDirectory.open(output).provenance
-    if made.get("request") != request:
-        fix = "Choose another --output, or delete this one."
-        raise InputError(output, "the output must be empty or hold this very result", "another model", fix)
-    logger.info("%s is complete already: nothing to do", output)
-    return PretrainResult(output, made["steps"], made["validation_loss"] or math.nan, made["run"])
 
 
 def _announce(config: PretrainConfig, plan: PretrainPlan, corpus: Corpus) -> None:

@@ -8,6 +8,7 @@ from torch import nn
 from transformers import BertForMaskedLM
 
 from cellray.data.corpora.corpus import Corpus
+from cellray.model.device import is_accelerator
 from cellray.model.masked_lm import load_masked_lm, new_masked_lm
 from cellray.models import ModelReference
 from cellray.train.contracts import Objective
@@ -58,7 +59,7 @@ class PretrainPlan(TrainPlan):
 
     def _packed(self, device: torch.device) -> bool:
         """Tell whether cells are put into one row; the kernels for it compute in bf16."""
-        quick = device.type == "cuda" and autocast_dtype(self.precision, device) is torch.bfloat16
+        quick = is_accelerator(device) and autocast_dtype(self.precision, device) is torch.bfloat16
         return self.group.packing == "on" or (self.group.packing == "auto" and quick)
 
     def parameter_groups(self, module: nn.Module) -> list[dict[str, Any]]:

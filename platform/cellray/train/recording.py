@@ -1,13 +1,20 @@
 """The recorded run of a training job: begun with what made it, ended as the job ends, its model registered."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
+from cellray import storage
 from cellray.data.corpora.corpus import Corpus
+from cellray.errors import InputError
+from cellray.model.checkpoint import CONFIG, ModelDirectory
 from cellray.models import ModelReference
 from cellray.tracking import Tracker, start_run
 from cellray.tracking.options import TrackingOptions, register_published
 from cellray.tracking.record import Lineage, record_origin
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -66,6 +73,25 @@ def nested(parent: Tracker, config: TrackingOptions, names: Mapping[str, str]) -
         raise
     for tracker in trackers:
         tracker.finish("FINISHED")
+
+
+def made_before(output: str, request: str) -> dict[str, Any] | None:
+    """Return the provenance of the model that this very request published before, None where there is nothing.
+
+    Raises
+    ------
+    InputError
+        The output holds anything else.
+    """
+    if not storage.exists(storage.join(output, CONFIG)):
+        storage.require_vacant(output)
+        return None
+    made = ModelDirectory.open(output).provenance
+    if made.get("request") != request:
+        fix = "Choose another --output, or delete this one."
+        raise InputError(output, "the output must be empty or hold this very result", "another model", fix)
+    logger.info("%s is complete already: nothing to do", output)
+    return made
 
 
 def register(config: TrackingOptions, model: str, request: str, corpus: Corpus, tracker: Tracker | None) -> None:

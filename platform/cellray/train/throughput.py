@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import BertConfig
 
+from cellray.model.device import is_accelerator
+
 TERA = 1e12
 
 PEAK_TFLOPS: tuple[tuple[str, dict[str, float]], ...] = (
@@ -105,7 +107,7 @@ def peak_of(device: torch.device, dtype: torch.dtype | None) -> float | None:
     dtype
         What autocast computes in; None = float32, as torch is set to multiply it.
     """
-    if device.type != "cuda":
+    if not (is_accelerator(device) and torch.cuda.is_available()):
         return None
     single = "float32" if torch.get_float32_matmul_precision() == "highest" else "tf32"
     kinds = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: single, None: single}
@@ -180,7 +182,7 @@ class ThroughputWindow:
 
 def peak_memory_bytes(device: torch.device) -> int:
     """Return the most memory used so far: tensors on a GPU, since the last reset; else the process, since its start."""
-    if device.type == "cuda":
+    if is_accelerator(device) and torch.cuda.is_available():
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from cellray import schema
 from cellray.data.corpora.corpus import Corpus, read_rows
 from cellray.errors import listing
+from cellray.model.device import is_accelerator
 from cellray.train.checkpoints import Checkpoints
 from cellray.train.contracts import Objective, Session
 from cellray.train.feed import Feed, spans
@@ -37,7 +38,8 @@ from cellray.train.precision import (
 from cellray.train.turn import Turn
 from cellray.vocabulary import PAD
 
-_PASS_TOKENS = {"cpu": 2_048, "cuda": 65_536}
+_PASS_TOKENS = {False: 2_048, True: 65_536}
+"""Most tokens of a forward pass on a CPU and on an accelerator; see `GroupOptions.pass_tokens`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +152,7 @@ def run_plan(plan: TrainPlan, session: Session, device: torch.device) -> Outcome
     loop = Loop(objective, wrapped, optimizer, plan.loop, device, session, precision, dtype or torch.float32)
     checkpoints = plan.store()
     _resume(loop, checkpoints, session)
-    pass_tokens = plan.group.pass_tokens or _PASS_TOKENS[device.type]
+    pass_tokens = plan.group.pass_tokens or _PASS_TOKENS[is_accelerator(device)]
     pad_id = corpus.vocabulary.special_tokens[PAD]
     feed = Feed(plan.order(corpus), plan.selections()[1], rank, world_size, pad_id, pass_tokens)
     error = ""

@@ -6,19 +6,18 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from cellray import storage
 from cellray.data.corpora.corpus import Corpus
 from cellray.data.session import plain_errors
 from cellray.errors import InputError
-from cellray.model.checkpoint import CONFIG, ModelDirectory
+from cellray.model.checkpoint import ModelDirectory
+from cellray.model.device import compute_device
 from cellray.models import ModelReference
 from cellray.tracking import NullTracker, Tracker, start_run
 from cellray.tracking.masking import mask_text
 from cellray.train.finetune import METRICS, open_parent, provenance, publish
 from cellray.train.finetune_plan import FinetunePlan, ModelOptions
-from cellray.train.recording import recorded, register
+from cellray.train.recording import made_before, recorded, register
 from cellray.train.reports import Recorder
 from cellray.train.search.ledger import Ledger
 from cellray.train.search.options import SearchConfig, check_objectives, search_request
@@ -102,7 +101,7 @@ class _Opened:
             objectives=config.objectives,
             folder=storage.join(config.folder, _TRIALS),
             request=self.request,
-            device="cuda" if config.gpus else "cpu",
+            gpu=config.gpus > 0,
             threads=config.threads or max(1, int(config.cpus_per_trial)),
             distributed=config.distributed,
         )
@@ -214,30 +213,24 @@ def _answers(opened: _Opened, plan: TrialPlan) -> Any:  # noqa: ANN401
         fit([concluding], [Recorder(NullTracker(), concluding.loop.steps)], Turn.take(f"{plan.checkpoints}.ray"))
     else:
         options = {"num_cpus": opened.config.cpus_per_trial, "num_gpus": opened.config.gpus}
-        ray.get(ray.remote(**options)(_conclude).remote(concluding, opened.job.device))
+        ray.get(ray.remote(**options)(_conclude).remote(concluding, opened.job.gpu))
     return concluding.answers()
 
 
-def _conclude(plan: FinetunePlan, device: str) -> None:
-    run_plan(plan, SilentSession(), torch.device(device))
+def _conclude(plan: FinetunePlan, gpu: bool) -> None:
+    run_plan(plan, SilentSession(), compute_device(gpu=gpu, option="--gpus-per-trial"))
 
 
 def _finished(opened: _Opened) -> SearchResult | None:
     """Return what this very search published before; refuse an output that holds anything else."""
     output, trials = opened.output, opened.config.trials
-    if not storage.exists(storage.join(output, CONFIG)):
-        storage.require_vacant(output)
+    if (made := made_before(output, opened.request)) is None:
         return None
-    made = ModelDirectory.open(output).provenance
-    if made.get("request") != opened.request:
-        fix = "Choose another --output, or delete this one."
-        raise InputError(output, "the output must be empty or hold this very result", "another model", fix)
     if (had := made["search"]["trials"]) < trials and not opened.config.time_limit:
         study = made["search"]["study"]
         fix = f"To go on, choose another --output with --study {study} and the --study-storage of this search."
         raise InputError(output, "a published search has an end", f"{had} trials where {trials} are asked for", fix)
     storage.remove_directory(opened.job.folder)
-    logger.info("%s is complete already: nothing to do", output)
     return _read_result(output)
 
 

@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-import torch
 from pydantic import ValidationError
 
 from cellray import storage
 from cellray.data.corpora.corpus import Corpus
+from cellray.model.device import compute_device
 from cellray.models import ModelReference
 from cellray.train import reports
 from cellray.train.checkpoints import Checkpoints
@@ -54,8 +54,8 @@ class TrialJob:
         URI below which each trial has its checkpoints.
     request
         Digest of the search.
-    device
-        Where a trial of one process computes.
+    gpu
+        Whether a trial of one process computes on an accelerator.
     threads
         Its torch threads.
     distributed
@@ -68,7 +68,7 @@ class TrialJob:
     objectives: tuple[str, ...]
     folder: str
     request: str
-    device: str
+    gpu: bool
     threads: int
     distributed: bool
 
@@ -205,7 +205,7 @@ def run_trial(job: TrialJob, values: Mapping[str, Any], folder: str, report: Rep
 
 
 def _train_alone(job: TrialJob, plan: FinetunePlan, judge: Judge) -> Outcome:
-    return run_plan(plan, TrialSession(judge=judge), torch.device(job.device))
+    return run_plan(plan, TrialSession(judge=judge), compute_device(gpu=job.gpu, option="--gpus-per-trial"))
 
 
 def _train_group(plan: FinetunePlan, judge: Judge) -> Outcome:
