@@ -2,13 +2,12 @@
 
 A step is forward, backward, clipping and AdamW. Both start from the same weights, get the same masked tokens and draw
 the same dropout, so losses and gradients must agree. Peak memory is taken in a process of its own for each: the
-high-water mark of the resident set (getrusage) after one step, less the resident set just before it; a step of a few
+high-water mark of the resident set (VmHWM) after one step, less the resident set just before it; a step of a few
 tokens beforehand has made the optimiser's state and the libraries' buffers, and gradients are freed before the step.
 """
 
 import argparse
 import os
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from transformers import BertForMaskedLM
 
 from cellray.model.presets import bert_config
 from cellray.train.objectives import GeneMasker, MaskedBatch, MaskedGeneLoss, step_generator
+from cellray.train.throughput import peak_memory_bytes
 from cellray.vocabulary import GeneVocabulary
 from tests.benchmarks.compare import in_turns
 
@@ -100,7 +100,7 @@ def print_peak(way: str, rows: int, tokens: int, dropout: float) -> None:
     step.optimizer.zero_grad(set_to_none=True)
     before = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     step(batch)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_memory_bytes(torch.device("cpu"))
     print(f"{(peak - before) / 1e6} {peak / 1e6}")
 
 

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -184,5 +185,8 @@ def peak_memory_bytes(device: torch.device) -> int:
     """Return the most memory used so far: tensors on a GPU, since the last reset; else the process, since its start."""
     if is_accelerator(device) and torch.cuda.is_available():
         return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux' getrusage counts the parent's memory, too, from before a process became another
+        return 1024 * int(next(line for line in status.read_text().splitlines() if line.startswith("VmHWM")).split()[1])
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
