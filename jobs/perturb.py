@@ -24,7 +24,7 @@ def main(config: ScreenConfig) -> str:
     return "\n".join(
         [
             f"{rows:,} shifts; left out: {', '.join(skipped) or 'no cell'}; {idle:,} perturbations did not apply",
-            f"noise: unperturbed copies lie at most {noise:.1e} from no effect",
+            f"unperturbed copies in the same batches lie at most {noise:.1e} from no effect (rounding is not in this)",
             f"{config.output}: shifts",
         ]
     )
