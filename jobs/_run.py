@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from cellray.config import TRACEBACK, JobConfig, parse_config
 from cellray.data.session import root_cause
-from cellray.errors import InputError, StorageError
+from cellray.errors import InputError, StorageError, TrainingError
 
 ConfigT = TypeVar("ConfigT", bound=JobConfig)
 
@@ -25,7 +25,7 @@ def run_job(
         print(job(config))
     except InputError as error:
         _fail(f"{error}", 2)
-    except StorageError as error:
+    except (StorageError, TrainingError) as error:
         _fail(f"{error}", 1)
     except KeyboardInterrupt:
         _fail("interrupted; run the same command again to go on", 130)

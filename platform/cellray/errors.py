@@ -1,4 +1,4 @@
-"""The errors of this library: `InputError` for bad input, `StorageError` for a remote store that does not answer."""
+"""The errors of this library: bad input, a remote store that does not answer, a training that cannot end."""
 
 from collections.abc import Iterable, Sequence
 
@@ -56,6 +56,10 @@ class StorageError(Exception):
             f"{self.uri}: the storage did not do {self.operation} in {self.attempts} attempts; the last ended in "
             f"{self.last}. Nothing is wrong with the file as far as is known: run again when the storage is well."
         )
+
+
+class TrainingError(RuntimeError):
+    """A training that cannot come to its end, however often it is tried; the message is for the user as it is."""
 
 
 def combined(errors: Sequence[InputError]) -> InputError:

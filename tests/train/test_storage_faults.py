@@ -174,7 +174,7 @@ def test_a_job_on_a_full_disk(config: PretrainConfig, small_disk: Path, tmp_path
     config, log = config.model_copy(update={"output": str(small_disk / "model")}), tmp_path / "log"
     options = config.model_dump(exclude_defaults=True)
     assert start_job("pretrain", options, log).wait(240) == 1
-    assert last_line(log).startswith("error: TrainingError: the last checkpoint could not be written (")
+    assert last_line(log).startswith("error: the last checkpoint could not be written (")
     assert "run the same command again" in last_line(log)
     assert log.read_text().count("a checkpoint could not be written") == 2
     grow(small_disk)

@@ -16,7 +16,7 @@ from typing import Any
 
 from cellray import storage
 from cellray.data.session import default_threads, ensure_ray, own_error_within
-from cellray.errors import InputError
+from cellray.errors import InputError, TrainingError
 from cellray.train.options import GroupOptions
 from cellray.train.reports import STEP, Recipient, Report, loss_of, loss_relay, report_queue, send, shown
 from cellray.train.turn import Turn
@@ -25,10 +25,6 @@ from cellray.train.worker import Outcome, TrainPlan, run_plan
 logger = logging.getLogger(__name__)
 
 _RUN = "run-"
-
-
-class TrainingError(RuntimeError):
-    """A training that cannot come to its end, however often it is tried."""
 
 
 class RaySession:
