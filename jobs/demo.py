@@ -61,7 +61,6 @@ def main(config: DemoConfig) -> str:
     training = PretrainConfig(
         corpus=corpus,
         output=str(out / "model"),
-        epochs=1e9,
         max_steps=config.steps,
         batch_size=config.batch_size,
         validate_every=max(1, config.steps // 3),

@@ -149,7 +149,6 @@ def pretraining(out: Path, preset: str, steps: int, threads: int) -> PretrainCon
         corpus=str(out / "together"),
         output=str(out / "pretrained"),
         preset=preset,
-        epochs=1e9,
         max_steps=steps,
         batch_size=16,
         validate_every=max(1, steps // 10),

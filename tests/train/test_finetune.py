@@ -204,6 +204,35 @@ def test_early_stopping_takes_the_best_step(config_of: Callable[..., FinetuneCon
     assert again.reports == []
 
 
+def test_a_metric_that_is_not_defined_is_no_better(config_of: Callable[..., FinetuneConfig]) -> None:
+    """Ranks of answers that are all alike have no correlation."""
+    task = 'task = "regression"\nlabel = "age"\nsplit = {kind = "random"}'
+    plan, session = train_fold(config_of(task, epochs=1, learning_rate=1e-30, dropout=0.0, monitor="spearman"))
+    assert session.history("validation_loss").keys() == {plan.loop.steps}
+
+
+def test_small_weights_of_heads_do_not_shrink_what_is_reported(config_of: Callable[..., FinetuneConfig]) -> None:
+    head = '{{name = "kind", kind = "classification", weight = {}}}'
+    task = 'task = "multitask"\nheads = [{}]\nsplit = {{kind = "random"}}'
+    told = []
+    for weight in (1.0, 0.001):
+        config = config_of(task.format(head.format(weight)), epochs=1, log_every=1, output=f"{weight}")
+        told.append(train_fold(config)[1])
+    for name in ("train_loss", "grad_norm"):
+        first, second = (session.history(name)[1] for session in told)
+        assert second == pytest.approx(first, rel=1e-4), name
+
+
+def test_nothing_to_validate_on(config_of: Callable[..., FinetuneConfig]) -> None:
+    task = CLASSES + "validation_fraction = 0.0\n"
+    plan, session = train_fold(config_of(task, epochs=2))
+    assert session.history("validation_loss") == {}
+    assert len(plan.answers()["cells"]) == 32
+    for changes in ({"patience": 2}, {"monitor": "macro_f1"}):
+        with pytest.raises(InputError, match="watch a validation part; found a split without one"):
+            plans_of(config_of(task, **changes))
+
+
 def test_frozen_layers_and_lora_train_little(config_of: Callable[..., FinetuneConfig]) -> None:
     for changes in ({"freeze_layers": 2}, {"lora_rank": 4, "learning_rate": 1e-2}):
         config = config_of(CLASSES, **changes, output=f"{config_of(CLASSES).output}-{next(iter(changes))}")

@@ -16,13 +16,20 @@ from safetensors.torch import load_file
 from torch import Generator, distributed, multiprocessing
 
 from cellray.data.corpora.corpus import Corpus
+from cellray.data.tokenization import TokenizeConfig, tokenize_corpus
+from cellray.model.checkpoint import save_model
+from cellray.model.masked_lm import new_masked_lm
 from cellray.train.contracts import Batch
+from cellray.train.finetune import FinetuneConfig
+from cellray.train.finetune_plan import FinetunePlan
 from cellray.train.masked_genes import MaskedGenes
 from cellray.train.objectives import NOT_MASKED, MaskedBatch
 from cellray.train.pretrain import PretrainConfig
 from cellray.train.pretrain_plan import PretrainPlan
 from cellray.train.worker import run_plan
+from cellray.vocabulary import GeneVocabulary
 from tests.train.local import CPU, LocalSession, StopError, plan_of
+from tests.train.test_finetune import CLASSES, plans_of
 
 pytestmark = pytest.mark.usefixtures("ray_session")  # the corpus is made on it
 
@@ -89,6 +96,50 @@ def train_in_group(runs: Sequence[Run], world_size: int, folder: Path, make: Mak
     return list(told[0])
 
 
+def finetuned(config: FinetuneConfig) -> FinetunePlan:
+    return plans_of(config)[0]
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("pooling", ["cell", "cls"])
+def test_workers_that_share_weights_finetune_as_one(
+    make_h5ad: Callable[..., Path], vocabulary_v2: GeneVocabulary, tmp_path: Path, pooling: str
+) -> None:
+    """Each with the whole model, and with its weights cut among them; the `<cls>` shortcut knows no cut weights."""
+    vocabulary_file, corpus = str(tmp_path / "vocabulary.json"), str(tmp_path / "corpus")
+    vocabulary_v2.save(vocabulary_file)
+    source = (str(make_h5ad(cells=60)),)
+    tokenize_corpus(TokenizeConfig(source=source, vocabulary=vocabulary_file, output=corpus, obs_columns=("kind",)))
+    parent = new_masked_lm("tiny", vocabulary_v2, 16, 1)
+    parent.config.hidden_dropout_prob = parent.config.attention_probs_dropout_prob = 0.0
+    save_model(parent, vocabulary_v2, {"objective": "masked genes"}, str(tmp_path / "parent"))
+    (tmp_path / "task.toml").write_text(CLASSES)
+    alone = FinetuneConfig(
+        corpus=corpus,
+        model=str(tmp_path / "parent"),
+        task=str(tmp_path / "task.toml"),
+        output=str(tmp_path / "alone"),
+        max_steps=4,
+        batch_size=8,
+        log_every=1,
+        dropout=0.0,
+        pooling=pooling,  # type: ignore[arg-type]
+        threads=1,
+        tracking_uri="none",
+    )
+
+    def other(sharding: str) -> FinetuneConfig:
+        changes = {"output": str(tmp_path / sharding), "num_workers": (2, 2), "sharding": sharding}
+        return alone.model_copy(update=changes)
+
+    told = train_in_group([(other("none"), None), (other("full"), None)], 2, tmp_path, finetuned)  # type: ignore[arg-type, list-item]
+    expected = LocalSession()
+    run_plan(finetuned(alone), expected, CPU)
+    for session in told:
+        for name in ("train_loss", "validation_loss"):
+            assert session.history(name) == pytest.approx(expected.history(name), rel=1e-4), name
+
+
 def weights(config: PretrainConfig) -> dict[str, torch.Tensor]:
     with plan_of(config).store().newest() as found:
         assert found is not None
@@ -99,7 +150,6 @@ def test_workers_learn_what_one_learns_and_go_on_in_other_numbers(corpus: str, t
     alone = PretrainConfig(
         corpus=corpus,
         output=str(tmp_path / "alone"),
-        epochs=1e9,
         max_steps=6,
         batch_size=17,  # workers get unequal shares
         pass_tokens=64,

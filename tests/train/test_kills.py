@@ -36,7 +36,6 @@ def config(corpus: str, store: str, tmp_path: Path) -> PretrainConfig:
     return PretrainConfig(
         corpus=corpus,
         output=str(tmp_path / "model"),
-        epochs=1e9,
         max_steps=60,
         batch_size=16,
         validate_every=5,

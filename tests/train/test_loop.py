@@ -21,7 +21,6 @@ def config(corpus: str, tmp_path: Path) -> PretrainConfig:
     return PretrainConfig(
         corpus=corpus,
         output=str(tmp_path / "model"),
-        epochs=1e9,
         max_steps=24,
         batch_size=16,
         validate_every=6,
@@ -155,6 +154,68 @@ def test_a_loss_that_is_not_finite_names_the_cells(config: PretrainConfig, monke
     assert outcome.error.startswith("the loss became nan at step 2, on cells 'cell")
     assert "and 8 more" in outcome.error or "and 7 more" in outcome.error
     assert plan_of(config).store().steps() == []
+
+
+def test_a_gradient_that_is_not_finite_leaves_no_checkpoint(
+    config: PretrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss may be sound where its gradient is not: weights that took it are lost."""
+    healthy, calls = MaskedGeneLoss.forward, []
+
+    class Poison(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: object, value: torch.Tensor) -> torch.Tensor:
+            return value.clone()
+
+        @staticmethod
+        def backward(ctx: object, grad: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+            return grad * float("nan")
+
+    def poisoned(self: MaskedGeneLoss, batch: object) -> tuple[torch.Tensor, torch.Tensor]:
+        calls.append(batch)
+        total, weight = healthy(self, batch)  # type: ignore[arg-type]
+        return (Poison.apply(total), weight) if len(calls) == 6 else (total, weight)  # type: ignore[no-untyped-call]
+
+    monkeypatch.setattr(MaskedGeneLoss, "forward", poisoned)
+    outcome = train(config.model_copy(update={"pass_tokens": 10**6, "log_every": 100}))
+    assert outcome.error.startswith("the gradient became nan at step 5, on cells 'cell")
+    assert plan_of(config).store().steps() == []
+
+
+def test_checkpoints_between_validations_that_are_far_apart(config: PretrainConfig) -> None:
+    session = LocalSession(stop_at=20)
+    often = config.model_copy(update={"validate_every": 24, "log_every": 4, "checkpoint_minutes": 1e-9})
+    with pytest.raises(StopError):
+        train(often, session)
+    assert plan_of(often).store().steps()[-1] in (16, 20)
+    assert list(session.history("validation_loss")) == []
+    train(often)
+    quiet = elsewhere(config, "quiet", validate_every=24, log_every=4)
+    train(quiet)
+    assert equal(final_weights(often), final_weights(quiet))
+
+
+def test_the_best_of_what_is_left_takes_the_place_of_a_lost_best(
+    config: PretrainConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    short = config.model_copy(update={"max_steps": 60, "learning_rate": 3e-2, "schedule": "constant_with_warmup"})
+    session = LocalSession()
+    best = train(short, session).best_step
+    store, losses = plan_of(short).store(), session.history("validation_loss")
+    assert store.best("validation_loss", higher=False) == best < 54
+    store._remove(best)
+    left = min((54, 60), key=losses.__getitem__)
+    assert store.best("validation_loss", higher=False) == left
+    assert f"the best of the others, step {left}, takes its place" in caplog.text
+    assert store.best("validation_loss", higher=True) == 114 - left
+
+
+def test_the_count_of_steps_lies_beside_the_weights() -> None:
+    """Fused AdamW on a GPU refuses one on the CPU."""
+    from cellray.train.state import _like
+
+    elsewhere = torch.empty(3, device="meta")
+    assert _like(torch.tensor(5.0), elsewhere).device == elsewhere.device
 
 
 def test_a_broken_checkpoint_is_passed_over(config: PretrainConfig) -> None:

@@ -42,7 +42,6 @@ def test_nodes_that_come_and_go(corpus: str, store: str, tmp_path: Path, most: i
     config = PretrainConfig(
         corpus=corpus,
         output=str(tmp_path / "model"),
-        epochs=1e9,
         max_steps=1500,
         batch_size=16,
         validate_every=50,

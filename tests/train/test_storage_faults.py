@@ -29,7 +29,6 @@ def config(corpus: str, tmp_path: Path) -> PretrainConfig:
     return PretrainConfig(
         corpus=corpus,
         output=str(tmp_path / "model"),
-        epochs=1e9,
         max_steps=24,
         batch_size=16,
         validate_every=6,

@@ -138,7 +138,7 @@ class AnnotatedEncoder(nn.Module):
 
     def _states(self, input_ids_nl: Tensor, levels: Collection[str]) -> dict[str, Tensor]:
         """Return what the heads of each level are applied to, in float32: a vector a cell, or a vector a token."""
-        if levels == {"cell"} and self.pooling_name == "cls" and self.bert.config._attn_implementation == "sdpa":
+        if levels == {"cell"} and self.pooling_name == "cls":
             return {"cell": first_hidden_states(self.bert, input_ids_nl, self.pad_id).float()}
         hidden_nld = hidden_states(self.bert, input_ids_nl, self.pad_id)
         with torch.autocast(input_ids_nl.device.type, enabled=False):

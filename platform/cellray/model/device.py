@@ -27,7 +27,7 @@ def compute_device(*, gpu: bool, option: str) -> torch.device:
     """
     if not gpu:
         return torch.device("cpu")
-    device = torch.accelerator.current_accelerator()
+    device = torch.accelerator.current_accelerator(check_available=True)  # not: compiled for one
     if device is None:
         raise InputError(option, "needs a GPU that torch can use", "none on the worker", "Set it to 0.")
     return device

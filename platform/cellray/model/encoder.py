@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import BertConfig, BertModel
 
 from cellray.errors import InputError, listing
@@ -69,8 +70,11 @@ def first_hidden_states(bert: BertModel, input_ids_nl: Tensor, pad_id: int) -> T
     """Return the last hidden state of each row's first token, `<cls>`. Shape (cells, hidden).
 
     Equal to `hidden_states(...)[:, 0]`; but the last layer, whose other rows nobody reads, computes keys and values
-    for them and nothing else. For the attention `load_layers` chooses, `sdpa`.
+    for them and nothing else. Its own `forward` is not called, so where that does more (weights cut among workers,
+    activations computed twice, compiled code), all rows are computed.
     """
+    if not all(_is_plain(layer) for layer in bert.encoder.layer[-1:]):
+        return hidden_states(bert, input_ids_nl, pad_id)[:, 0]
     present_nl = input_ids_nl != pad_id
     mask = None if bool(present_nl.all()) else present_nl[:, None, None, :]  # over heads and queries
     hidden_nld: Tensor = bert.embeddings(input_ids=input_ids_nl)
@@ -94,6 +98,12 @@ def first_hidden_states(bert: BertModel, input_ids_nl: Tensor, pad_id: int) -> T
     )
     attended_nld = last.attention.output(context_nhld.transpose(1, 2).flatten(2), own)
     return last.feed_forward_chunk(attended_nld)[:, 0]  # type: ignore[no-any-return]
+
+
+def _is_plain(layer: Any) -> bool:  # noqa: ANN401  # a transformers layer
+    """Tell whether a layer's `forward` does nothing but what its parts do."""
+    checkpointed = layer.training and getattr(layer, "gradient_checkpointing", False)
+    return not (isinstance(layer, FSDPModule) or checkpointed or layer._compiled_call_impl is not None)
 
 
 def check_layer(model: ModelDirectory, emb_layer: int) -> int:

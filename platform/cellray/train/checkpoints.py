@@ -7,6 +7,7 @@ digest of each. Knows nothing of Ray: the same store serves a training on a clus
 import fcntl
 import json
 import logging
+import math
 import shutil
 import tempfile
 import time
@@ -147,12 +148,19 @@ class Checkpoints:
         with storage.local_directory(self._at(step)) as folder:
             fault, _ = _examine(folder)
             if fault is not None:
-                fix = "Delete it and run again: training goes on from the one before."
+                fix = "Run again: training goes on from the newest sound one."
                 raise InputError(self._at(step), "a checkpoint must hold what was written", fault, fix)
             yield folder
 
-    def best(self) -> int:
+    def best(self, metric: str, *, higher: bool) -> int:
         """Return the step of the best checkpoint, as the newest sound one tells; its own where none was judged.
+
+        Where the best one is lost (its disk was full), it is the best of those that are left, with a warning.
+
+        Parameters
+        ----------
+        metric, higher
+            What a checkpoint is judged by, and whether more is better.
 
         Raises
         ------
@@ -163,9 +171,27 @@ class Checkpoints:
             if found is None:
                 rule, fix = "a training must leave a checkpoint", "Run it again."
                 raise InputError(self.uri, rule, "none that is sound", fix)
-            folder, record = found
+            folder, newest_record = found
             progress = json.loads((folder / LOOP_STATE).read_text())["progress"]
-            return int(progress["best_step"] or record["step"])
+            newest = int(newest_record["step"])
+            wanted = int(progress["best_step"] or newest)
+        if wanted == newest or self._record(wanted) is not None:
+            return wanted
+        sound = {step: record for step in self.steps() if (record := self._record(step)) is not None}
+        value = {step: float(record["metrics"].get(metric, math.nan)) for step, record in sound.items()}
+        judged = [step for step in value if not math.isnan(value[step])] or [newest]
+        kept = (max if higher else min)(judged, key=lambda step: value.get(step, 0.0))
+        logger.warning("%s is lost; the best of the others, step %d, takes its place", self._at(wanted), kept)
+        return kept
+
+    def _record(self, step: int) -> dict[str, Any] | None:
+        """Return the record of a checkpoint, None if it is missing or broken."""
+        try:
+            with storage.local_directory(self._at(step)) as folder:
+                fault, record = _examine(folder)
+        except FileNotFoundError:
+            return None
+        return record if fault is None else None
 
     def remove(self) -> None:
         """Remove all checkpoints."""

@@ -21,7 +21,7 @@ from cellray import schema
 from cellray.data.collate import TokenRows
 from cellray.data.corpora.corpus import Corpus, read_rows
 from cellray.train.contracts import Batch
-from cellray.train.order import Pool, Selection, Span, TrainingOrder
+from cellray.train.order import POOL_CELLS, Pool, Selection, Span, TrainingOrder
 
 SPAN_CELLS = 4096
 """Most cells of a span: what is read at a time."""
@@ -112,15 +112,30 @@ class Feed:
 
         All workers have equally many batches: one that has no cell left gets a row of padding, numbered -1.
         """
-        cells = self._read(self.order.spans_of(self.held), self.held)
+        return list(self._dealt(self._read(self.order.spans_of(self.held), self.held)))
+
+    def held_out_stream(self) -> Iterator[Batch]:
+        """Yield what `held_out` returns, in another order, with no more than a pool's cells in memory."""
+        group: list[Span] = []
+        size = 0
+        for span in self.order.spans_of(self.held):
+            cells = int(self.held(span).sum())
+            if group and size + cells > POOL_CELLS:
+                yield from self._dealt(self._read(group, self.held))
+                group, size = [], 0
+            group.append(span)
+            size += cells
+        yield from self._dealt(self._read(group, self.held))
+
+    def _dealt(self, cells: _Cells) -> Iterator[Batch]:
+        """Yield this worker's share of some cells, longest first."""
         longest_first = np.argsort(-cells.rows.lengths, kind="stable")
-        batches, start = [], 0
+        start = 0
         while start < len(longest_first):
             size = self.world_size * max(1, self.pass_tokens // int(cells.rows.lengths[longest_first[start]]))
             own = longest_first[start : start + size][self.rank :: self.world_size]
-            batches.append(self._batch(cells, own) if len(own) else self._nothing())
+            yield self._batch(cells, own) if len(own) else self._nothing()
             start += size
-        return batches
 
     def _nothing(self) -> Batch:
         return Batch(torch.full((1, 1), self.pad_id), np.zeros(1, np.int64), np.full(1, -1))

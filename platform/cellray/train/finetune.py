@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -22,11 +22,11 @@ from cellray.tracking.options import TrackingOptions
 from cellray.train.evaluation import HeadResult, flat_metrics, write_report
 from cellray.train.feed import spans
 from cellray.train.finetune_plan import FinetunePlan, ModelOptions, load_best
-from cellray.train.folds import TRAIN
+from cellray.train.folds import TRAIN, VALIDATION
 from cellray.train.options import GROUP_FIELDS, GroupOptions, OptimiserOptions
 from cellray.train.order import TrainingOrder
 from cellray.train.parameters import count_parameters, merge_lora
-from cellray.train.planning import count_steps, loop_config, warn_of_warmup
+from cellray.train.planning import check_share, count_steps, loop_config, warn_of_warmup
 from cellray.train.recording import made_before, nested, recorded, register
 from cellray.train.reports import Recorder, draw_training
 from cellray.train.split_overview import overview
@@ -66,7 +66,10 @@ class FinetuneConfig(TrackingOptions, GroupOptions, ModelOptions, _Stopping, Opt
     With several folds each is trained and tested on its own, and the published model is then trained on all cells.
     """
 
-    epochs: float = Field(10, gt=0, description="times each cell is seen [epochs]")
+    usual_epochs: ClassVar[float] = 10
+    epochs: float | None = Field(
+        None, gt=0, description="times each cell is seen, default: 10, or as many as --max-steps takes [epochs]"
+    )
     learning_rate: float = Field(5e-5, gt=0, description="peak learning rate of the heads")
     validate_every: int | None = Field(None, ge=1, description="steps between validations, default: an epoch [steps]")
 
@@ -161,6 +164,11 @@ def make_plans(
     if config.monitor not in measured:
         found = f"{config.monitor!r}; measured: {listing(measured, limit=40)}"
         raise InputError("--monitor", "the metric to watch must be measured", found, "Choose one of those.")
+    watches = config.patience is not None or config.monitor != "validation_loss"
+    if watches and not all(len(task.folds.rows(fold, VALIDATION)) for fold in range(len(task.folds))):
+        found = "a split without one (validation_fraction = 0)"
+        fix = "Give the split of the task file a validation part, or leave out --patience and --monitor."
+        raise InputError("--patience, --monitor", "watch a validation part", found, fix)
     folds = len(task.folds)
     wanted = [(fold, TRAIN) for fold in range(folds)] + ([(0, ALL)] if folds > 1 else [])
     return [plan_fold(config, corpus, parent, task, task_config, request, fold, part) for fold, part in wanted]
@@ -178,6 +186,7 @@ def plan_fold(
 ) -> FinetunePlan:
     """Return the plan of training on one part of one fold."""
     order = TrainingOrder(spans(corpus), config.batch_size, task.selection(fold, part), config.seed)
+    check_share(config.batch_size, order.cells, config)
     steps = count_steps(order, config)
     loop = loop_config(config, config, steps, order.steps(0), config.monitor, config.patience)
     return FinetunePlan(
@@ -201,7 +210,7 @@ def plan_fold(
 def publish(plan: FinetunePlan, corpus: Corpus, provenance: dict[str, Any], uri: str) -> None:
     """Write the model directory of a finished plan: of its best step."""
     model = plan.objective(corpus, torch.device("cpu"), 0)
-    step = load_best(plan.store(), model.module)
+    step = load_best(plan, model.module)
     save_annotator(merge_lora(model.model), corpus.vocabulary, provenance | {"steps": step}, uri)
 
 

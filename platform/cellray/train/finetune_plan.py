@@ -17,9 +17,9 @@ from cellray.config import JobConfig
 from cellray.data.corpora.corpus import Corpus
 from cellray.model.annotator import AnnotatedEncoder
 from cellray.model.annotator_directory import start_annotator
+from cellray.model.attention import use_attention
 from cellray.models import ModelReference
 from cellray.train.annotation import Annotation
-from cellray.train.checkpoints import Checkpoints
 from cellray.train.contracts import Objective, Session
 from cellray.train.feed import Feed
 from cellray.train.folds import TEST, TRAIN, VALIDATION
@@ -116,6 +116,7 @@ class FinetunePlan(TrainPlan):
     def objective(self, corpus: Corpus, device: torch.device, rank: int) -> Annotation:
         """Return the task's objective."""
         model = self.initial(corpus).to(device)
+        use_attention(model.bert)
         self.prepared(model.bert)
         return Annotation(model, self.opened, self.fold, self.part)
 
@@ -128,8 +129,9 @@ class FinetunePlan(TrainPlan):
     def selections(self) -> tuple[Selection, Selection]:
         """Return the cells of the part and those of the validation part; with all cells trained on, none validate."""
         task = self.opened
-        validation = task.selection(self.fold, VALIDATION)
-        return task.selection(self.fold, self.part), validation if self.part == TRAIN else _nothing
+        judged = self.part == TRAIN and len(task.folds.rows(self.fold, VALIDATION)) > 0
+        validation = task.selection(self.fold, VALIDATION) if judged else _nothing
+        return task.selection(self.fold, self.part), validation
 
     def following(self, before: Sequence[Outcome]) -> "FinetunePlan":
         """Train on all cells for as many steps as were best in the folds."""
@@ -143,11 +145,11 @@ class FinetunePlan(TrainPlan):
         if self.part != TRAIN or agree(int(storage.exists(self.answers_uri)), session.world_size):
             return
         assert isinstance(objective, Annotation)
-        load_best(self.store(), objective.module, session.rank, session.world_size)
+        load_best(self, objective.module, session.rank, session.world_size)
         tested = replace(feed, held=self.opened.selection(self.fold, TEST))
         objective.module.eval()
         with torch.no_grad(), autocast():
-            arrays, _ = objective.score(tested.held_out(), TEST, session.world_size)
+            arrays, _ = objective.score(tested.held_out_stream(), TEST, session.world_size)
         if session.rank == 0:
             content, named = io.BytesIO(), dict[str, Any](arrays)
             np.savez(content, **named)
@@ -159,9 +161,10 @@ class FinetunePlan(TrainPlan):
             return dict(file)
 
 
-def load_best(store: Checkpoints, module: nn.Module, rank: int = 0, world_size: int = 1) -> int:
+def load_best(plan: FinetunePlan, module: nn.Module, rank: int = 0, world_size: int = 1) -> int:
     """Load the weights of the best checkpoint, or of the newest where none was judged; returns its step."""
-    step = agree(store.best() if rank == 0 else 0, world_size)
+    store, loop = plan.store(), plan.loop
+    step = agree(store.best(loop.monitor, higher=loop.higher_is_better) if rank == 0 else 0, world_size)
     with store.at(step) as folder:
         load_weights(folder, module)
     return step

@@ -5,6 +5,7 @@ alone in a test or in a trial of a search as it runs on a cluster.
 """
 
 import math
+import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
@@ -45,6 +46,7 @@ class LoopConfig:
     monitor: str = "validation_loss"
     higher_is_better: bool = False
     patience: int | None = None
+    checkpoint_minutes: float = 10.0
 
 
 @dataclass
@@ -78,24 +80,24 @@ class Progress:
 
 
 class NonFiniteLossError(FloatingPointError):
-    """The loss is not a finite number.
+    """The loss, or the norm of its gradients, is not a finite number.
 
     Parameters
     ----------
     step
         The step that went wrong.
-    value
-        What the loss was.
+    what, value
+        Which of them, and what it was.
     cells
-        Numbers, in the corpus, of the cells of the workers whose loss it was.
+        Numbers, in the corpus, of the cells of the workers whose loss it was; of all workers where it was the gradient.
     """
 
-    def __init__(self, step: int, value: float, cells: Sequence[int]) -> None:
-        super().__init__(step, value, cells)
-        self.step, self.value, self.cells = step, value, list(cells)
+    def __init__(self, step: int, what: str, value: float, cells: Sequence[int]) -> None:
+        super().__init__(step, what, value, cells)
+        self.step, self.what, self.value, self.cells = step, what, value, list(cells)
 
     def __str__(self) -> str:
-        return f"the loss became {self.value} at step {self.step:,}"
+        return f"the {self.what} became {self.value} at step {self.step:,}"
 
 
 class TakenOverError(RuntimeError):
@@ -157,6 +159,7 @@ class Loop:
         self.progress = Progress()
         self.reports: deque[dict[str, float]] = deque(maxlen=_REPORTS_KEPT)
         self.leaving = False
+        self._saved_at = time.monotonic()
 
     @property
     def step(self) -> int:
@@ -182,12 +185,12 @@ class Loop:
         validation
             The held-out batches, gone through at every validation.
         checkpoints
-            Take one at every validation.
+            Take one at every validation, and in between where validations are far apart.
 
         Raises
         ------
         NonFiniteLossError
-            The loss is not a finite number.
+            The loss or its gradient is not a finite number.
         TakenOverError
             Another job writes the output now.
         """
@@ -209,7 +212,7 @@ class Loop:
         Raises
         ------
         NonFiniteLossError
-            The loss of the step before was not a finite number.
+            The loss of the step before, or its gradient, was not a finite number.
         """
         self._module.train()
         generator = step_generator(self._config.seed, self.step, self._session.rank, self._device)
@@ -225,7 +228,8 @@ class Loop:
         if self._session.world_size > 1:
             torch.distributed.all_reduce(everywhere)
         # Workers average their gradients, hence the factor: the mean is over the targets of all workers.
-        scale_gradients(self._parameters, self._session.world_size / everywhere[1].clamp(min=1))
+        weight = torch.where(everywhere[1] > 0, everywhere[1], 1.0)  # a step without targets has no gradient either
+        scale_gradients(self._parameters, self._session.world_size / weight)
         norm = nn.utils.clip_grad_norm_(self._parameters, self._config.max_grad_norm)
         self._optimizer.step()
         self._scheduler.step()
@@ -266,16 +270,15 @@ class Loop:
         """Report; validate and save if it is time for it."""
         assert self._unchecked is not None
         total, weight = self._take_sums()
-        metrics = {"train_loss": total / max(weight, 1), "grad_norm": float(whole(self._unchecked.norm))}
+        metrics = {"train_loss": total / (weight or 1), "grad_norm": float(whole(self._unchecked.norm))}
         self._check_loss()
         metrics |= window.metrics(self._session.world_size, round(weight / self._session.world_size))
         metrics |= {"learning_rate": max(self._scheduler.get_last_lr()), "peak_memory_gb": self._peak_memory()}
-        if validation is not None:
+        if validation:  # a model that is trained on all cells is not judged
             metrics |= self.validate(validation)
-            if validation:  # a model that is trained on all cells is not judged
-                self.progress.took(metrics[self._config.monitor], self._config)
+            self.progress.took(metrics.get(self._config.monitor, math.nan), self._config)
         self.leaving = self._session.leaving() and not self.finished
-        saved = validation is not None or self.leaving
+        saved = validation is not None or self.leaving or self._is_overdue()
         if saved:
             checkpoints.settle()  # so that the figures of the one before are in this report
         metrics |= checkpoints.take_figures()
@@ -283,9 +286,15 @@ class Loop:
         self.reports.append(report)
         if saved:
             self.save(checkpoints, metrics)
+            self._saved_at = time.monotonic()
         self._session.report(report, checkpoints.take_notes())
         if agree(int(self._session.rank == 0 and checkpoints.turn.lost()), self._session.world_size):
             raise TakenOverError
+
+    def _is_overdue(self) -> bool:
+        """Tell whether the last checkpoint is so old that losing what came after it would be a pity."""
+        age = time.monotonic() - self._saved_at
+        return bool(agree(int(age > 60 * self._config.checkpoint_minutes), self._session.world_size))
 
     def _window(self) -> ThroughputWindow:
         return ThroughputWindow(self._objective.flops, self._peak)
@@ -304,7 +313,10 @@ class Loop:
         if (last := self._unchecked) is None:
             return
         self._unchecked = None
-        if not math.isfinite(value := float(last.everywhere[0])):  # all workers see it, and stop together
-            own = [int(cell) for batch in last.passes for cell in batch.cells_n]
-            at_fault = own if not math.isfinite(float(last.here[0])) else []
-            raise NonFiniteLossError(last.step, value, gather_from_all(at_fault, self._session.world_size))
+        loss, norm = float(last.everywhere[0]), float(whole(last.norm))  # all workers see the same, and stop together
+        if math.isfinite(loss) and math.isfinite(norm):
+            return
+        what, value = ("gradient", norm) if math.isfinite(loss) else ("loss", loss)
+        own = [int(cell) for batch in last.passes for cell in batch.cells_n]
+        at_fault = own if math.isfinite(loss) or not math.isfinite(float(last.here[0])) else []
+        raise NonFiniteLossError(last.step, what, value, gather_from_all(at_fault, self._session.world_size))

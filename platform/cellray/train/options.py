@@ -1,6 +1,7 @@
 """Options that pretraining and fine-tuning share."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -11,8 +12,13 @@ from cellray.train.precision import Precision
 class OptimiserOptions(JobConfig):
     """How the weights are changed."""
 
-    epochs: float = Field(3, gt=0, description="times each cell is seen [epochs]")
-    max_steps: int | None = Field(None, ge=1, description="stop after so many optimiser steps [steps]")
+    usual_epochs: ClassVar[float] = 3
+    epochs: float | None = Field(
+        None, gt=0, description="times each cell is seen, default: 3, or as many as --max-steps takes [epochs]"
+    )
+    max_steps: int | None = Field(
+        None, ge=1, description="optimiser steps to train; with --epochs: stop after so many [steps]"
+    )
     batch_size: int = Field(12, ge=1, description="cells of a step, over all workers [cells]")
     learning_rate: float = Field(1e-3, gt=0, description="peak learning rate")
     schedule: Literal["linear", "cosine", "polynomial", "constant_with_warmup"] = Field(
@@ -31,6 +37,14 @@ class OptimiserOptions(JobConfig):
         ge=1,
         description="steps between validations, each with a checkpoint [steps]",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _how_long(cls, value: Any) -> Any:  # noqa: ANN401  # what was given
+        """Without a number of steps, training takes the usual number of epochs."""
+        if isinstance(value, Mapping) and value.get("epochs") is None and value.get("max_steps") is None:
+            return {**value, "epochs": cls.usual_epochs}
+        return value
 
     def warmup(self, steps: int) -> int:
         """Return the steps of rising learning rate of a training of so many steps."""
@@ -66,6 +80,9 @@ class GroupOptions(JobConfig):
         60.0, gt=0, description="between looks for room for more workers, where --num-workers has a range [s]"
     )
     max_failures: int = Field(2, ge=0, description="times lost workers are replaced before giving up")
+    checkpoint_minutes: float = Field(
+        10.0, gt=0, description="longest time between checkpoints, which every validation takes too [min]"
+    )
     keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints kept, beside the best one")
     log_every: int = Field(20, ge=1, description="most steps between reports of the training loss [steps]")
 

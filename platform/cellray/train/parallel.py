@@ -10,6 +10,7 @@ from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
@@ -28,9 +29,10 @@ def _copied(module: nn.Module, device: torch.device) -> nn.Module:
 
 def _cut(module: nn.Module, device: torch.device) -> nn.Module:
     """Cut each transformer layer's weights among the workers, and then all others (FSDP2)."""
+    mesh = init_device_mesh(device.type, (distributed.get_world_size(),))  # torch's own choice is by its build
     for layer in [m for m in module.modules() if isinstance(m, BertLayer)]:
-        fully_shard(layer)
-    fully_shard(module)
+        fully_shard(layer, mesh=mesh)
+    fully_shard(module, mesh=mesh)
     return module
 
 

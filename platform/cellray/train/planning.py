@@ -3,6 +3,7 @@
 import logging
 import math
 
+from cellray.errors import InputError
 from cellray.train.loop import LoopConfig
 from cellray.train.options import GroupOptions, OptimiserOptions
 from cellray.train.order import TrainingOrder
@@ -33,11 +34,15 @@ def loop_config(
         monitor=monitor,
         higher_is_better=not monitor.endswith(LOWER_IS_BETTER),
         patience=patience,
+        checkpoint_minutes=group.checkpoint_minutes,
     )
 
 
 def count_steps(order: TrainingOrder, options: OptimiserOptions) -> int:
     """Return the steps to train: those of all epochs, or as many of them as are asked for."""
+    if options.epochs is None:
+        assert options.max_steps is not None, "one of them is always known"
+        return options.max_steps
     whole, part = divmod(options.epochs, 1)
     steps = 0
     for epoch in range(int(whole)):
@@ -46,6 +51,23 @@ def count_steps(order: TrainingOrder, options: OptimiserOptions) -> int:
             return options.max_steps
     steps += math.ceil(part * order.steps(int(whole)))
     return min(steps, options.max_steps or steps)
+
+
+def check_share(batch_size: int, cells: int, group: GroupOptions) -> None:
+    """Check that each step has a cell for each worker; a step has at least half of `batch_size`, or all cells.
+
+    Raises
+    ------
+    InputError
+        It may not.
+    """
+    workers = group.num_workers[1]
+    if workers > 1 and batch_size < 2 * workers:
+        found = f"{batch_size} cells for {workers} workers"
+        raise InputError("--batch-size", "a step must have two cells for each worker", found, "Use more cells.")
+    if cells < workers:
+        found = f"{cells} cells for {workers} workers"
+        raise InputError("--num-workers", "there must be a cell to train on for each", found, "Use fewer workers.")
 
 
 def warn_of_warmup(loop: LoopConfig) -> None:

@@ -24,7 +24,7 @@ from cellray.tracking.options import TrackingOptions
 from cellray.train.feed import spans
 from cellray.train.options import GROUP_FIELDS, GroupOptions, OptimiserOptions
 from cellray.train.order import RandomPart, TrainingOrder
-from cellray.train.planning import count_steps, loop_config, warn_of_warmup
+from cellray.train.planning import check_share, count_steps, loop_config, warn_of_warmup
 from cellray.train.pretrain_plan import PretrainPlan
 from cellray.train.recording import made_before, recorded, register
 from cellray.train.reports import Recorder, draw_training
@@ -134,9 +134,6 @@ def make_plan(config: PretrainConfig, corpus: Corpus, parent: ModelReference | N
     InputError
         There are too few cells to train on or to hold out, or more workers than cells in a step.
     """
-    if config.batch_size < 2 * config.num_workers[1] > 2:
-        found = f"{config.batch_size} cells for {config.num_workers[1]} workers"
-        raise InputError("--batch-size", "a step must have two cells for each worker", found, "Use more cells.")
     total = corpus.manifest.rows
     fraction = min(config.validation_fraction, config.validation_cells / total)  # no more than the loss needs
     part = RandomPart(fraction, config.seed, held=False)
@@ -148,6 +145,7 @@ def make_plan(config: PretrainConfig, corpus: Corpus, parent: ModelReference | N
             f"{order.cells:,} cells to train on and {total - order.cells:,} held out",
             "Use more cells, a smaller --batch-size or another --validation-fraction.",
         )
+    check_share(config.batch_size, order.cells, config)
     steps = count_steps(order, config)
     return PretrainPlan(
         corpus=corpus.uri,
@@ -219,7 +217,8 @@ def _publish(
     """Turn the last checkpoint into a model directory."""
     objective = plan.objective(corpus, torch.device("cpu"), 0)
     with plan.store().newest() as found:
-        assert found is not None  # the last step always leaves one
+        _require_last(plan, found and found[1]["step"], output)
+        assert found is not None
         folder, record = found
         load_weights(folder, objective.module)
     loss = float(record["metrics"]["validation_loss"])
@@ -229,3 +228,11 @@ def _publish(
     assert isinstance(model, BertForMaskedLM)
     save_model(model, corpus.vocabulary, made, output)
     return PretrainResult(output, int(record["step"]), loss, tracker.where())
+
+
+def _require_last(plan: PretrainPlan, step: int | None, output: str) -> None:
+    """Check that the newest sound checkpoint is the last one: an older model is not what was asked for."""
+    if step != plan.loop.steps:
+        found = "no sound checkpoint" if step is None else f"that of step {step:,} as the newest sound one"
+        fix = f"Run the same command again: training goes on from what lies in {plan.checkpoints}."
+        raise InputError(output, f"the model is made of the checkpoint of step {plan.loop.steps:,}", found, fix)

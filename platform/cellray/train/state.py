@@ -121,9 +121,10 @@ def _whole(value: Tensor, *, keep: bool) -> Tensor:
 
 
 def _like(value: Tensor, model: Tensor) -> Tensor:
-    """Put a whole tensor where another one lies: on its device, cut as it is cut."""
-    if value.ndim == 0:
-        return value  # AdamW keeps its count of steps on the CPU
-    if isinstance(model, DTensor):
+    """Put a whole tensor where another one lies: on its device, cut as it is cut.
+
+    A number, as AdamW's count of steps, is not cut; fused AdamW wants it beside the weights.
+    """
+    if isinstance(model, DTensor) and value.ndim > 0:
         return distribute_tensor(value.to(model.device), model.device_mesh, model.placements)
     return value.to(model.device)

@@ -146,7 +146,8 @@ def run_plan(plan: TrainPlan, session: Session, device: torch.device) -> Outcome
     corpus, rank, world_size = Corpus.open(plan.corpus), session.rank, session.world_size
     objective = plan.objective(corpus, device, rank)
     wrapped = wrap(objective.module, plan.group.sharding, device, world_size)
-    optimizer = AdamW(plan.parameter_groups(objective.module), fused=True)
+    groups = plan.parameter_groups(objective.module)
+    optimizer = AdamW(groups, lr=max(group["lr"] for group in groups), fused=True)  # some schedules ask for the peak
     dtype = autocast_dtype(plan.precision, device)
     precision = partial(autocast, dtype, device)
     loop = Loop(objective, wrapped, optimizer, plan.loop, device, session, precision, dtype or torch.float32)

@@ -16,7 +16,6 @@ from cellray.data.corpora.corpus import Corpus
 from cellray.model.device import compute_device
 from cellray.models import ModelReference
 from cellray.train import reports
-from cellray.train.checkpoints import Checkpoints
 from cellray.train.contracts import Objective, Session
 from cellray.train.feed import Feed
 from cellray.train.finetune import FinetuneConfig, plan_fold
@@ -125,7 +124,7 @@ class Judge:
     def __init__(self, objectives: Sequence[str], plan: FinetunePlan, report: Report) -> None:
         self._objectives, self._plan, self._report = tuple(objectives), plan, report
         self._sign = 1 if lower_is_better(plan.loop.monitor) else -1
-        self._best: Mapping[str, float] = _best_metrics(plan.store())  # of a trial that goes on
+        self._best: Mapping[str, float] = _best_metrics(plan)  # of a trial that goes on
         self._last: dict[str, Any] = {}
 
     def take(self, report: reports.Report) -> None:
@@ -214,14 +213,15 @@ def _train_group(plan: FinetunePlan, judge: Judge) -> Outcome:
     return fit([plan], [judge], Turn.take(f"{plan.checkpoints}.ray"))[0]
 
 
-def _best_metrics(store: Checkpoints) -> Mapping[str, float]:
+def _best_metrics(plan: FinetunePlan) -> Mapping[str, float]:
     """Return the metrics of the best validation of a trial that was cut off."""
+    store, loop = plan.store(), plan.loop
     if not store.steps():
         return {}
     with store.newest() as newest:
         if newest is None:
             return {}
-    with store.newest(at_most=store.best()) as best:
+    with store.newest(at_most=store.best(loop.monitor, higher=loop.higher_is_better)) as best:
         metrics: Mapping[str, float] = best[1]["metrics"] if best else {}
         return metrics
 
