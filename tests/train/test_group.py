@@ -38,6 +38,9 @@ class EveryThirdGene(MaskedGenes):
     """Predicts a third of the genes: which ones is decided by the cell."""
 
     def prepare(self, batch: Batch, generator: Generator) -> MaskedBatch:
+        return self._held_out(batch)
+
+    def _held_out(self, batch: Batch) -> MaskedBatch:
         place_nl = torch.arange(batch.input_ids_nl.shape[1]) + torch.from_numpy(batch.cells_n)[:, None]
         chosen_nl = (place_nl % 3 == 0) & (batch.input_ids_nl > 1)
         hidden_nl = torch.where(chosen_nl, 1, batch.input_ids_nl)
@@ -55,7 +58,7 @@ class CertainPlan(PretrainPlan):
             if hasattr(module, "dropout") and isinstance(module.dropout, float):
                 module.dropout = 0.0
         model.config.attention_probs_dropout_prob = 0.0
-        return EveryThirdGene(model, corpus.vocabulary, 0.3, self.loop.seed, rank)
+        return EveryThirdGene(model, corpus.vocabulary, 0.3, self.loop.seed)
 
 
 def certain(config: PretrainConfig) -> CertainPlan:

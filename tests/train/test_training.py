@@ -12,6 +12,7 @@ from cellray.data.corpora.corpus import Corpus
 from cellray.errors import InputError
 from cellray.model.checkpoint import ModelDirectory
 from cellray.model.encoder import load_encoder
+from cellray.model.packed import unpad
 from cellray.model.presets import bert_config
 from cellray.train.objectives import NOT_MASKED, GeneMasker, MaskedBatch, MaskedGeneLoss, step_generator
 from cellray.train.pretrain import PretrainConfig, pretrain, write_initial_model
@@ -46,6 +47,29 @@ def test_masks_depend_on_seed_step_and_rank_alone(vocabulary: GeneVocabulary) ->
 
     assert masks(1, 2, 3) == masks(1, 2, 3)
     assert len({str(masks(*key)) for key in ((1, 2, 3), (2, 2, 3), (1, 3, 3), (1, 2, 4))}) == 4
+
+
+def test_held_out_masks_depend_on_the_cell_alone(vocabulary: GeneVocabulary) -> None:
+    masker, tokens_nl = GeneMasker(vocabulary, 0.15, CPU), torch.randint(2, 32, (3000, 50))
+    tokens_nl[::3, 30:] = 0
+    cells_n = torch.arange(3000)
+    whole = masker.by_cell(tokens_nl, cells_n, 5)
+    order = torch.randperm(3000)
+    again = masker.by_cell(tokens_nl[order], cells_n[order], 5)
+    assert torch.equal(again.labels_nl, whole.labels_nl[order])
+    assert torch.equal(again.input_ids_nl, whole.input_ids_nl[order])
+    packed = masker.by_cell(unpad(tokens_nl[:40], 0), cells_n[:40], 5)
+    present_nl = tokens_nl[:40] != 0
+    assert torch.equal(packed.input_ids_nl[0], whole.input_ids_nl[:40][present_nl])
+    assert not torch.equal(masker.by_cell(tokens_nl, cells_n, 6).labels_nl, whole.labels_nl)
+    chosen_nl = whole.labels_nl != NOT_MASKED
+    assert float(chosen_nl[tokens_nl != 0].float().mean()) == pytest.approx(0.15, abs=0.004)
+    share_l = chosen_nl[1::3].float().mean(0)  # no place is spared
+    assert float(share_l.min()) > 0.11
+    assert float(share_l.max()) < 0.19
+    assert float((whole.input_ids_nl[chosen_nl] == 1).float().mean()) == pytest.approx(0.8, abs=0.015)
+    drawn = whole.input_ids_nl[chosen_nl & (whole.input_ids_nl != 1) & (whole.input_ids_nl != tokens_nl)]
+    assert torch.bincount(drawn, minlength=32)[2:].min() > 30
 
 
 def test_the_loss_is_that_of_the_whole_head(vocabulary: GeneVocabulary) -> None:

@@ -4,15 +4,13 @@ import math
 from collections.abc import Iterable
 
 import torch
-from torch import Generator, nn
+from torch import Generator, Tensor, nn
 from transformers import BertConfig, BertForMaskedLM
 
-from cellray.model.packed import unpad
+from cellray.model.packed import PackedBatch, unpad
 from cellray.train.contracts import Batch
-from cellray.train.objectives import GeneMasker, MaskedBatch, MaskedGeneLoss, step_generator
+from cellray.train.objectives import GeneMasker, MaskedBatch, MaskedGeneLoss
 from cellray.vocabulary import PAD, GeneVocabulary
-
-_VALIDATION_STEP = -1  # validation masks are drawn as of this step, the same at every validation
 
 
 class MaskedGenes:
@@ -24,7 +22,7 @@ class MaskedGenes:
         To train, on its device.
     probability
         Share of the gene tokens that are predicted.
-    seed, rank
+    seed
         Of the masks of validation.
     packed
         Whether a batch's cells are put into one row, without padding.
@@ -36,29 +34,39 @@ class MaskedGenes:
         vocabulary: GeneVocabulary,
         probability: float,
         seed: int,
-        rank: int,
         *,
         packed: bool = False,
     ) -> None:
         self.module: nn.Module = MaskedGeneLoss(model, vocabulary)
         self._device = next(model.parameters()).device
         self._masker = GeneMasker(vocabulary, probability, self._device)
-        self._seed, self._rank, self._packed = seed, rank, packed
+        self._seed, self._packed = seed, packed
         self._pad_id = vocabulary.special_tokens[PAD]
         self.flops: BertConfig | None = model.config
 
     def prepare(self, batch: Batch, generator: Generator) -> MaskedBatch:
         """Bring a batch to the device and hide genes there."""
+        return self._masker(self._rows(batch), generator, batch.tokens)
+
+    def _held_out(self, batch: Batch) -> MaskedBatch:
+        cells_n = torch.from_numpy(batch.cells_n).to(self._device)
+        return self._masker.by_cell(self._rows(batch), cells_n, self._seed)
+
+    def _rows(self, batch: Batch) -> Tensor | PackedBatch:
+        """Bring a batch's rows to the device."""
         if self._packed and batch.tokens:
-            return self._masker(unpad(batch.input_ids_nl, self._pad_id).to(self._device), generator)
-        return self._masker(batch.input_ids_nl.to(self._device, non_blocking=True), generator, batch.tokens)
+            return unpad(batch.input_ids_nl, self._pad_id).to(self._device)
+        return batch.input_ids_nl.to(self._device, non_blocking=True)
 
     def validate(self, module: nn.Module, batches: Iterable[Batch], world_size: int) -> dict[str, float]:
-        """Return the mean loss over the held-out cells' hidden genes, in nats: `validation_loss`."""
-        generator = step_generator(self._seed, _VALIDATION_STEP, self._rank, self._device)
+        """Return the mean loss over the held-out cells' hidden genes, in nats: `validation_loss`.
+
+        Which genes are hidden depends on the cell and the seed: the same ones at every validation, for any number of
+        workers.
+        """
         sums = torch.zeros(2, dtype=torch.float64, device=self._device)
         for batch in batches:
-            total, count = module(self.prepare(batch, generator))
+            total, count = module(self._held_out(batch))
             sums += torch.stack([total.double(), count.double()])
         if world_size > 1:
             torch.distributed.all_reduce(sums)

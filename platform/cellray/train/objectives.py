@@ -78,15 +78,39 @@ class GeneMasker:
         tokens
             Tokens without padding, where they are known; they tell whether there is any.
         """
+        input_ids_nl = rows.input_ids_nl if isinstance(rows, PackedBatch) else rows
+        device = input_ids_nl.device
+        chance_nl = torch.rand(input_ids_nl.shape, generator=generator, device=device)
+        drawn_nl = torch.randint(len(self._genes), input_ids_nl.shape, generator=generator, device=device)
+        return self._hide(rows, chance_nl, drawn_nl, tokens)
+
+    def by_cell(self, rows: Tensor | PackedBatch, cells_n: Tensor, seed: int) -> MaskedBatch:
+        """Mask a batch with draws that depend on each cell's number and the seed alone: however cells are batched.
+
+        Parameters
+        ----------
+        rows
+            As for a call.
+        cells_n
+            Number of each cell. int64, on the batch's device.
+        """
+        if isinstance(rows, PackedBatch):
+            cell_nl = cells_n.repeat_interleave(rows.cu_lengths.diff())[None]
+            bits_nl = hashed(seed, cell_nl, rows.position_ids_nl)
+        else:
+            bits_nl = hashed(seed, cells_n[:, None], torch.arange(rows.shape[1], device=rows.device)[None])
+        chance_nl = (bits_nl >> 32).to(torch.float64) / (1 << 31)
+        drawn_nl = (bits_nl & 0x7FFFFFFF) % len(self._genes)
+        return self._hide(rows, chance_nl.float(), drawn_nl, None)
+
+    def _hide(self, rows: Tensor | PackedBatch, chance_nl: Tensor, drawn_nl: Tensor, tokens: int | None) -> MaskedBatch:
+        """Mask a batch, given a number in [0, 1) and a gene's index for each token."""
         packed = rows if isinstance(rows, PackedBatch) else None
         input_ids_nl = rows.input_ids_nl if isinstance(rows, PackedBatch) else rows
         padded = packed is None and tokens != input_ids_nl.numel()
-        device = input_ids_nl.device
-        chance_nl = torch.rand(input_ids_nl.shape, generator=generator, device=device)
         chosen_nl = self._is_gene[input_ids_nl] & (chance_nl < self._probability)
         # chance / probability of a chosen token is even in [0, 1): it decides what becomes of the token
         fate_nl = chance_nl / self._probability
-        drawn_nl = torch.randint(len(self._genes), input_ids_nl.shape, generator=generator, device=device)
         masked_nl = torch.where(chosen_nl & (fate_nl < 0.8), self._mask_id, input_ids_nl)
         masked_nl = torch.where(chosen_nl & (fate_nl >= 0.8) & (fate_nl < 0.9), self._genes[drawn_nl], masked_nl)
         return MaskedBatch(masked_nl, torch.where(chosen_nl, input_ids_nl, NOT_MASKED), padded, packed)
@@ -137,3 +161,19 @@ def step_generator(seed: int, step: int, rank: int, device: torch.device) -> tor
     mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) % (1 << 63)
     generator.manual_seed(mixed)
     return generator
+
+
+def hashed(seed: int, cell: Tensor, place: Tensor) -> Tensor:
+    """Return 63 random bits for each token of each cell, as int64: a function of these numbers alone.
+
+    Counting in steps of the golden ratio, mixed by the finaliser of splitmix64 (Steele et al. 2014).
+    """
+    x = cell * _signed(0xD1342543DE82EF95) + place * _signed(0x9E3779B97F4A7C15) + _signed(seed * 0x2545F4914F6CDD1D)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * _signed(factor)  # the shift of an unsigned number
+    return (x ^ ((x >> 31) & ((1 << 33) - 1))) & ((1 << 63) - 1)
+
+
+def _signed(value: int) -> int:
+    """Return the int64 with the last 64 bits of a number."""
+    return (value + (1 << 63)) % (1 << 64) - (1 << 63)

@@ -53,9 +53,7 @@ class PretrainPlan(TrainPlan):
         model = self.initial(corpus)
         model.to(device)  # type: ignore[arg-type]  # transformers' annotation hides that of torch
         self.prepared(model)
-        return MaskedGenes(
-            model, corpus.vocabulary, self.mask_probability, self.loop.seed, rank, packed=self._packed(device)
-        )
+        return MaskedGenes(model, corpus.vocabulary, self.mask_probability, self.loop.seed, packed=self._packed(device))
 
     def _packed(self, device: torch.device) -> bool:
         """Tell whether cells are put into one row; the kernels for it compute in bf16."""
