@@ -43,6 +43,7 @@ bench: setup
 	$(BIN)/python -m tests.benchmarks.vocabulary
 	$(BIN)/python -m tests.benchmarks.embedding
 	$(BIN)/python -m tests.benchmarks.training_step
+	$(BIN)/python -W ignore -m tests.benchmarks.perturbation
 	$(BIN)/python -m tests.benchmarks.gpu_training
 	$(BIN)/python -W ignore -m tests.benchmarks.streaming
 	$(BIN)/python -m tests.benchmarks.import_time

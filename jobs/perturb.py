@@ -20,11 +20,13 @@ def main(config: ScreenConfig) -> str:
             counts[name] = max(counts.get(name, 0), number) if "largest" in name else counts.get(name, 0) + number
     skipped = [f"{number:,} cells {reason}" for reason, number in made.skipped.items()]
     idle = counts.get("perturbations that do not apply to a cell", 0)
-    noise = counts.get("largest noise x 1e9", 0) / 1e9
+    again = counts.get("copies computed again in higher precision", 0)
+    similarity, shift = (counts.get(f"largest noise of a {name} x 1e9", 0) / 1e9 for name in ("similarity", "shift"))
     return "\n".join(
         [
             f"{rows:,} shifts; left out: {', '.join(skipped) or 'no cell'}; {idle:,} perturbations did not apply",
-            f"unperturbed copies in the same batches lie at most {noise:.1e} from no effect (rounding is not in this)",
+            f"{again:,} of them computed again in higher precision: similarities differ by up to {similarity:.1e},"
+            f" shifts by up to {shift:.1e}",
             f"{config.output}: shifts",
         ]
     )

@@ -20,6 +20,7 @@ from cellray.data.session import ensure_ray, plain_errors
 from cellray.data.units import require_records, run_units_on_actors
 from cellray.errors import InputError, listing
 from cellray.infer.choice import choose_cells
+from cellray.infer.cutting import AT_ONCE, cells_together, unit_size
 from cellray.infer.design import ALL_GENES, Design, make_design, read_design
 from cellray.infer.replicas import ReplicaConfig, open_pair
 from cellray.infer.screen_worker import ScreenOptions, ScreenWorker, effect_unit
@@ -105,6 +106,8 @@ class ScreenPlan:
         Why others are not: reason to cells.
     copies, tokens
         Perturbed copies at most, and tokens to compute.
+    together
+        How many neighbouring cells are batched together.
     """
 
     units: list[Unit]
@@ -113,6 +116,7 @@ class ScreenPlan:
     skipped: dict[str, int]
     copies: int
     tokens: int
+    together: int
 
 
 @plain_errors()
@@ -176,26 +180,28 @@ def make_plan(config: ScreenConfig, corpus: Corpus, model: ModelDirectory, desig
     listed_n = length_n if design.every_gene else np.full_like(length_n, len(design))
     each_n = np.minimum(listed_n, config.max_perturbations or listed_n.max())
     most = int(each_n[chosen_n].max())
-    cells = max(1, min(config.cells_per_part, _COPIES_PER_UNIT // most))
+    together = cells_together(min(AT_ONCE if design.every_gene else len(design), config.max_perturbations or AT_ONCE))
+    cells, width = unit_size(most, together, config.cells_per_part, _COPIES_PER_UNIT)
     parameters = {
         "model": model.digest,
         "design": design.digest,
         "chosen": storage.sha256_bytes(np.packbits(chosen_n).tobytes()),
         "states": _state_parameters(config),
         "budget": config.budget,
+        "together": together,
         **{name: getattr(config, name) for name in ("kind", "quartiles", "layer", "pooling", "precision", "effects")},
     }
     units, ranges, first = [], {}, 0
     for unit in corpus.plan_units(cells, **parameters):
         own = chosen_n[first : first + unit.stop - unit.start]
-        for start in range(0, most, _COPIES_PER_UNIT) if own.any() else []:
-            stop = min(most, start + _COPIES_PER_UNIT)
+        for start in range(0, most, width) if own.any() else []:
+            stop = min(most, start + width)
             key = schema.request_digest(unit=unit.key, first=start, stop=stop)
             units.append(replace(unit, key=key))
             ranges[key] = (first, start, stop)
         first += len(own)
     copies = int(each_n[chosen_n].sum())
-    return ScreenPlan(units, ranges, chosen_n, skipped, copies, int((each_n * length_n)[chosen_n].sum()))
+    return ScreenPlan(units, ranges, chosen_n, skipped, copies, int((each_n * length_n)[chosen_n].sum()), together)
 
 
 def corpus_lengths(corpus: Corpus) -> NDArray[np.int64]:
@@ -243,6 +249,7 @@ def _options(
         effects=config.effects,
         design=design,
         ranges=plan.ranges,
+        together=plan.together,
         chosen_n=plan.chosen_n,
         states=states,
         obs_columns=tuple(corpus.manifest.obs_kinds),
