@@ -16,7 +16,7 @@ from cellray.data.corpora.codes import read_codes
 from cellray.data.corpora.corpus import Corpus, scan
 from cellray.data.parts import Unit, find_part
 from cellray.data.publishing import finished, publish_manifest
-from cellray.data.session import ensure_ray, plain_errors
+from cellray.data.session import plain_errors
 from cellray.data.units import require_records, run_units_on_actors
 from cellray.errors import InputError, listing
 from cellray.infer.choice import choose_cells
@@ -137,7 +137,6 @@ def screen(config: ScreenConfig) -> ShiftManifest | ScreenPlan:
     if done := finished(output, request, ShiftManifest):
         return done
     load_encoder(model, config.layer)  # weights that do not fit fail before actors start
-    ensure_ray()
     options = _options(config, corpus, model, reference, design, plan)
     results = run_units_on_actors("perturb", output, plan.units, lambda: ScreenWorker(options), config.pool)
     parts = require_records(results)
