@@ -85,7 +85,7 @@ def test_genes_by_symbol_version_and_retired_id(vocabulary: GeneVocabulary, tmp_
     assert lists(make_design(own, ("GATA4",), anchor=("CD3E",)), own) == [A, B, f"{A}|{B}"]
     (tmp_path / "d.csv").write_text("name,genes\nboth,CD3E|GATA4\n")
     assert lists(read_design(own, str(tmp_path / "d.csv")), own) == [f"{A}|{B}"]
-    with pytest.raises(InputError, match="every gene must be in the vocabulary; found 'CD3E'.*--gene-names"):
+    with pytest.raises(InputError, match=r"every gene must be in the vocabulary; found 'CD3E'.*--gene-names"):
         make_design(vocabulary, ("CD3E",))
     (tmp_path / "n.csv").write_text(f"gene_id,symbol\n{A},TBX5\n{B},TBX5\n{C}.3,CD3E\nENSG00000000777,CD3E\n")
     symbols = read_symbols(str(tmp_path / "n.csv"))
@@ -103,5 +103,5 @@ def test_symbols_from_json_either_way_round(tmp_path: Path) -> None:
     assert read_symbols(str(tmp_path / "a.json")) == {"X": (A, B), "Y": (C,)}
     assert read_symbols(str(tmp_path / "b.json")) == {"X": (A,), "Y": (C,), "Z": (C,)}
     assert read_gene_names(str(tmp_path / "b.json")) == {A: "X", C: "Y"}
-    with pytest.raises(InputError, match="the table must exist"):
+    with pytest.raises(InputError, match="the file must exist"):
         read_symbols(str(tmp_path / "c.json"))

@@ -140,4 +140,3 @@ def corpus_of(adata: "AnnData", vocabulary: GeneVocabulary, output: str, reading
     storage.write_bytes(storage.join(output, schema.VOCABULARY), vocabulary.to_json())
     publish_manifest(output, manifest)
     return Corpus.open(output)
-

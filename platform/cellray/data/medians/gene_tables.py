@@ -181,10 +181,7 @@ def _last(uri: str, old: str, table: Mapping[str, str]) -> str:
 
 
 def _json_pairs(uri: str, content: str) -> list[tuple[str, str]]:
-    try:
-        value = storage.read_json(uri)
-    except FileNotFoundError:
-        raise InputError(uri, "the table must exist", "no such file", "Check the path.") from None
+    value = storage.read_json(uri)
     if not isinstance(value, dict) or not all(isinstance(new, str) for new in value.values()):
         raise InputError(uri, f"the JSON must be an object of {content}", type(value).__name__, "Check the file.")
     return list(value.items())
