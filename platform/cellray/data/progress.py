@@ -56,10 +56,10 @@ class Progress:
         now = time.monotonic()
         if now - self._logged < _LOG_EVERY_S and self._done < self._total:
             return
-        self._logged = now
         rate = (self._done - self._earlier) / max(now - self._began, 1e-9)
         if rate == 0:  # nothing but units without any: there is no telling
             return
+        self._logged = now
         logger.info(
             "%s: %s of %s %s, %s %s/s, %.0f s left",
             self._stage,
