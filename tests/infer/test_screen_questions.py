@@ -42,9 +42,7 @@ def told(model: str, ids: list[int]) -> list[float]:
 
 
 @pytest.mark.parametrize("pooling", ["cell", "cls", "attention"])
-def test_probabilities_are_those_of_each_row_alone(
-    vocabulary_v2: GeneVocabulary, tmp_path: Path, pooling: str
-) -> None:
+def test_probabilities_are_those_of_each_row_alone(vocabulary_v2: GeneVocabulary, tmp_path: Path, pooling: str) -> None:
     """By the head's own layer and pooling, whatever the screen's are; insertions are compared with the cut row."""
     corpus = corpus_in(tmp_path, vocabulary_v2)
     model = model_in(tmp_path, vocabulary_v2, DISEASE, DOSAGE, AGE, pooling=pooling)
