@@ -10,15 +10,14 @@ import pytest
 import torch
 
 from cellray.config import parse_config
-from cellray.data import units
+from cellray.data import progress, units
 from cellray.data.parts import make_part
-from cellray.data.progress import Measure
 from cellray.errors import InputError
-from cellray.infer import screen as screen_module
 from cellray.infer.partial import PartialScreen, read_partial
 from cellray.infer.perturbation_stats import PerturbationStatsConfig, perturbation_stats, read_table
 from cellray.infer.screen import ScreenConfig, screen
 from cellray.infer.shift_tables import ShiftTable
+from cellray.model.annotator import AnnotatedEncoder
 from cellray.model.annotator_directory import load_annotator
 from cellray.model.checkpoint import ModelDirectory
 from cellray.model.encoder import load_encoder
@@ -26,16 +25,15 @@ from cellray.model.heads import HeadSpec
 from cellray.vocabulary import GeneVocabulary
 from jobs import inspect_corpus
 from tests.conftest import GENES
-from tests.data.corpora import rows_of
-from tests.infer.tiny import AGE, DISEASE, DOSAGE, corpus_in, model_in, screened, softmax
+from tests.data.corpora import rows_of, tokenized
+from tests.infer.tiny import AGE, DISEASE, DOSAGE, cells_of, corpus_in, model_in, screened, softmax
 
 TOWARDS = {"state_column": "state", "start": "sick", "goal": "well"}
 PREDICTIONS = ("disease.probability.sick", "disease.probability.well", "age")
 
 
-def told(model: str, ids: list[int]) -> list[float]:
+def told(loaded: AnnotatedEncoder, ids: list[int]) -> list[float]:
     """Ask the heads about one row alone."""
-    loaded = load_annotator(ModelDirectory.open(model))
     with torch.no_grad():
         logits = {name: value[0].double().numpy() for name, value in loaded(torch.tensor([ids])).items()}
     return [*softmax(logits["disease"]), float(logits["age"]) * AGE.std + AGE.mean]
@@ -51,7 +49,7 @@ def test_probabilities_are_those_of_each_row_alone(vocabulary_v2: GeneVocabulary
     assert manifest.predictions == PREDICTIONS
     cells = {row["cell_id"]: list(row["input_ids"]) for row in rows_of(corpus)}  # type: ignore[call-overload]
     listed = [vocabulary_v2.genes[GENES[3]], vocabulary_v2.genes[GENES[28]]]
-    shortened = 0
+    loaded, shortened = load_annotator(ModelDirectory.open(model)), 0
     for _, row in table.iterrows():
         genes = cells[row["cell_id"]][1:-1]
         missing = sum(token not in genes for token in listed)
@@ -59,7 +57,7 @@ def test_probabilities_are_those_of_each_row_alone(vocabulary_v2: GeneVocabulary
         edited = [*listed, *(token for token in genes if token not in listed)][:14]
         shortened += len(reference) < len(genes)
         cls, eos = cells[row["cell_id"]][0], cells[row["cell_id"]][-1]
-        before, after = told(model, [cls, *reference, eos]), told(model, [cls, *edited, eos])
+        before, after = told(loaded, [cls, *reference, eos]), told(loaded, [cls, *edited, eos])
         assert np.allclose([row[f"before:{name}"] for name in PREDICTIONS], before, atol=1e-4)
         assert np.allclose([row[f"change:{name}"] for name in PREDICTIONS], np.subtract(after, before), atol=1e-4)
     assert shortened > 0
@@ -157,9 +155,6 @@ def test_options_that_do_not_go_together(argv: tuple[str, ...], message: str) ->
 
 
 def test_an_obs_column_may_not_hide_a_measure(vocabulary: GeneVocabulary, tmp_path: Path) -> None:
-    from tests.data.corpora import tokenized
-    from tests.infer.tiny import cells_of
-
     adata = cells_of()
     adata.obs["rank"] = 1
     adata.write_h5ad(tmp_path / "c.h5ad")
@@ -201,7 +196,7 @@ def test_names_are_bounded(vocabulary: GeneVocabulary, tmp_path: Path, monkeypat
     assert (manifest.lacking.cells, len(manifest.lacking.named)) == (18, 3)
 
 
-class Broken(Exception):
+class KilledError(Exception):
     """Stands for a kill."""
 
 
@@ -211,7 +206,7 @@ def break_off(monkeypatch: pytest.MonkeyPatch, place: str, after: int) -> None:
 
     def make(unit, worker, output):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
         if output == place and len(done) == after:
-            raise Broken
+            raise KilledError
         done.extend([unit] * (output == place))
         return make_part(unit, worker, output)
 
@@ -228,9 +223,10 @@ def test_what_an_unfinished_screen_has_is_readable(
     weights = list(plan.work.values())  # type: ignore[union-attr]
     with pytest.raises(InputError, match=r"a screen that was begun holds screen\.json"):
         PartialScreen.open(output)
-    with monkeypatch.context() as patched, pytest.raises(Broken):
+    with monkeypatch.context() as patched:
         break_off(patched, output, after=2)
-        screen(config)
+        with pytest.raises(KilledError):
+            screen(config)
     begun = PartialScreen.open(output)
     assert (len(begun.parts), begun.note.units, begun.note.cells) == (2, len(weights), 6)
     assert begun.done == sum(weights[:2])  # no special tokens here: the plan is exact
@@ -274,8 +270,6 @@ def test_a_record_that_was_cut_short_does_not_count(vocabulary: GeneVocabulary, 
 def test_rate_and_time_left_leave_out_what_was_there(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from cellray.data import progress
-
     clock = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
     seen = progress.Progress("perturb", 1000, "perturbations", done=600)
@@ -289,5 +283,3 @@ def test_rate_and_time_left_leave_out_what_was_there(
         "perturb: 700 of 1,000 perturbations, 10 perturbations/s, 30 s left",
         "perturb: 900 of 1,000 perturbations, 10 perturbations/s, 10 s left",
     ]
-    assert Measure("x", lambda unit: 3).of(None) == 3  # type: ignore[arg-type]
-    assert screen_module.Measure is Measure

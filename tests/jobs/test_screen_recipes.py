@@ -33,7 +33,7 @@ CELLS = 24
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the corpus that the recipes speak of, and a classifier; rows hold all genes of a cell."""
+    """Return a folder with the corpus that the recipes speak of, and a classifier; rows hold all genes of a cell."""
     folder = tmp_path_factory.mktemp("recipes")
     medians = {gene: (i + 1) / 2 for i, gene in enumerate(OWN)}
     vocabulary = GeneVocabulary.from_medians(medians, "v1", "ensembl", input_size=16)
@@ -84,10 +84,8 @@ def shifts(made: Path) -> pd.DataFrame:
 
 
 def test_there_is_a_recipe_for_every_question() -> None:
-    assert RECIPES == [
-        *("screen_cooperativity", "screen_differentiation", "screen_disease_to_healthy", "screen_gene_impact"),
-        *("screen_reprogramming", "screen_tf_targets"),
-    ]
+    names = "cooperativity differentiation disease_to_healthy gene_impact reprogramming tf_targets"
+    assert [recipe.removeprefix("screen_") for recipe in RECIPES] == names.split()
     docs = (CONFIGS.parents[1] / "docs" / "perturbation.md").read_text()
     assert all(f"{recipe}.toml" in docs for recipe in RECIPES)
 
