@@ -1,6 +1,7 @@
 """Screens that are not finished: what there is of them, readable while they run; and both kinds told to people."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -10,7 +11,7 @@ from pydantic import ValidationError
 
 from cellray import storage
 from cellray.data.corpora.corpus import read_rows
-from cellray.errors import InputError
+from cellray.errors import InputError, listing
 from cellray.schema import MANIFEST, RECORDS, PartRecord
 from cellray.shift_schema import NOTE, Lacking, ScreenNote, ShiftManifest
 
@@ -83,18 +84,33 @@ def is_screen(uri: str) -> bool:
     return isinstance(value, dict) and value.get("artefact") == ShiftManifest.model_fields["artefact"].default
 
 
-def describe_screen(uri: str) -> str:
-    """Tell people what a screen has measured, or how far it is."""
+def describe_screen(uri: str, *, verify: bool = False) -> str:
+    """Tell people what a screen has measured, or how far it is.
+
+    Parameters
+    ----------
+    verify
+        Also recompute the digest of every part there is.
+
+    Raises
+    ------
+    InputError
+        A part is missing or its bytes are not those that were written.
+    """
     uri = storage.absolute(uri)
     if not storage.exists(storage.join(uri, MANIFEST)):
         begun = PartialScreen.open(uri)
         note, rows = begun.note, sum(part.rows for part in begun.parts)
+        if verify:
+            _verify(uri, begun.parts)
         return (
             f"{note.kind} in {note.cells:,} cells of {note.corpus}, model {note.model}\n"
             f"{uri}: not finished: {len(begun.parts):,} of {note.units:,} parts,"
             f" {begun.done:,} of at most {note.perturbations:,} perturbations, {rows:,} shifts to read"
         )
     manifest = ShiftManifest.load(uri)
+    if verify:
+        _verify(uri, (*manifest.parts, *manifest.effect_parts))
     states = "none" if manifest.states is None else ", ".join(manifest.states.names)
     lines = [
         f"{manifest.kind} in cells of {manifest.corpus}, model {manifest.model}, layer {manifest.layer}",
@@ -102,6 +118,17 @@ def describe_screen(uri: str) -> str:
         *told_counts(manifest),
     ]
     return "\n".join([*lines, f"{uri}: {manifest.rows:,} shifts, digest {manifest.digest[:12]}"])
+
+
+def _verify(uri: str, parts: Sequence[PartRecord]) -> None:
+    damaged = [
+        part.path
+        for part in parts
+        if not storage.exists(part.uri_in(uri)) or storage.sha256_file(part.uri_in(uri)) != part.sha256
+    ]
+    if damaged:
+        fix = "Delete them and the manifest and run the screen again: the rest is kept."
+        raise InputError(uri, "every part must be the one that was written", listing(damaged), fix)
 
 
 def told_counts(manifest: ShiftManifest) -> list[str]:
