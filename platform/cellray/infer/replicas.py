@@ -34,7 +34,9 @@ class ReplicaConfig(JobConfig):
         description="tokens computed at once with padding, default: 2,048 on CPU, 65,536 on GPU [tokens]",
     )
     cells_per_part: int = Field(2048, ge=1, description="most cells of a parquet part [cells]")
-    actors: tuple[int, int] = Field((1, 1), description="least and most model replicas, as 1,8")
+    actors: tuple[int, int] = Field(
+        (1, 1), description="least and most model replicas, as 1,8; 0: the work is done in this process, without Ray"
+    )
     cpus_per_actor: float = Field(1, gt=0, description="CPUs each replica reserves [CPUs]")
     threads: int | None = Field(
         None,
@@ -53,7 +55,8 @@ class ReplicaConfig(JobConfig):
 
     @model_validator(mode="after")
     def _least_and_most(self) -> "ReplicaConfig":
-        check_bounds("--actors", self.actors)
+        if self.actors != (0, 0):
+            check_bounds("--actors", self.actors)
         return self
 
     @property
@@ -66,25 +69,32 @@ class ReplicaConfig(JobConfig):
         """What the replicas take of the cluster."""
         return ActorPool(*self.actors, num_cpus=self.cpus_per_actor, num_gpus=self.gpus_per_actor)
 
+    @property
+    def _threads_of_a_process_of_its_own(self) -> int | None:
+        return default_threads(self.actors[1], self.cpus_per_actor) if self.actors[1] else None
+
     def replica(self, corpus: Corpus, model: ModelReference) -> "Replica":
         """Return what each replica is told."""
         return Replica(
             corpus=corpus.uri,
             model=model,
             token_budget=self.budget,
-            threads=self.threads or default_threads(self.actors[1], self.cpus_per_actor),
+            threads=self.threads or self._threads_of_a_process_of_its_own,
             gpu=self.gpus_per_actor > 0,
         )
 
 
 @dataclass(frozen=True)
 class Replica:
-    """What every replica needs; small, since it travels to each of them."""
+    """What every replica needs; small, since it travels to each of them.
+
+    `threads` None leaves torch's own setting alone, as in a process that is not ours.
+    """
 
     corpus: str
     model: ModelReference
     token_budget: int
-    threads: int
+    threads: int | None
     gpu: bool
 
     def open(self) -> tuple[Corpus, ModelDirectory, torch.device]:
@@ -95,7 +105,8 @@ class Replica:
         InputError
             The model has other weights than when the job began, or there is no GPU.
         """
-        torch.set_num_threads(self.threads)
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
         device = compute_device(gpu=self.gpu, option="--gpus-per-actor")
         return Corpus.open(self.corpus), self.model.open(), device
 

@@ -15,17 +15,20 @@ from numpy.typing import NDArray
 from cellray import schema, storage
 from cellray.data.collate import TokenRows
 from cellray.data.parts import PartWriter, Unit, make_part
+from cellray.infer.answers import HeadAnswers, cell_heads, prediction_names
 from cellray.infer.cutting import chunks, groups
 from cellray.infer.design import Design
 from cellray.infer.noise import precise, rounding_noise
 from cellray.infer.perturbed import Measures, Perturber
 from cellray.infer.replicas import Replica
+from cellray.model.annotator_directory import load_annotator
 from cellray.model.block_attention import in_precision
+from cellray.model.checkpoint import ModelDirectory
 from cellray.model.encoder import load_encoder
 from cellray.model.pooling import is_gene_token
 from cellray.perturbation import ABSENT, Copies, make_edit, perturb_cell, places
 from cellray.schema import request_digest
-from cellray.shift_schema import EFFECTS, effect_schema, shift_schema
+from cellray.shift_schema import COMPUTED_AGAIN, EFFECTS, LARGEST_NOISE, effect_schema, shift_schema
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -42,6 +45,7 @@ class ScreenOptions:
     pooling: str
     precision: str
     effects: bool
+    probabilities: bool
     design: Design
     ranges: Mapping[str, tuple[int, int, int]]
     together: int
@@ -85,6 +89,13 @@ class ScreenWorker:
         )
         self._edit = make_edit(options.kind, options.quartiles)
         self._gene_v = is_gene_token(vocabulary).numpy()
+        self._answers = self._make_answers(model, device) if options.probabilities else None
+        self._predictions = prediction_names(self._answers.heads) if self._answers else ()
+
+    def _make_answers(self, model: ModelDirectory, device: torch.device) -> HeadAnswers:
+        annotator = load_annotator(model, device)
+        annotator.bert.to(DTYPES[self._options.precision])  # type: ignore[arg-type]  # the heads stay in float32
+        return HeadAnswers(annotator, cell_heads(model), self._layout, self._options.replica.token_budget)
 
     def __call__(self, unit: Unit, open_part: Callable[[pa.Schema], PartWriter]) -> None:
         """Do one unit; with effects it publishes a second part, of the gene effects, before."""
@@ -92,7 +103,7 @@ class ScreenWorker:
         columns = [schema.INPUT_IDS, schema.CELL_ID, *options.obs_columns]
         table = self._corpus.read(unit.uri, unit.start, unit.stop, columns)
         obs = list(table.select(options.obs_columns).schema)
-        part = open_part(shift_schema(options.states, obs))
+        part = open_part(shift_schema(options.states, obs, self._predictions))
         if not options.effects:
             self._write(unit, table, part, None)
         else:
@@ -109,9 +120,10 @@ class ScreenWorker:
             found = self._perturber.measure(pairs)
             if not tables:
                 self._listen(pairs, found, part)
+            told = self._answers.changes(pairs) if self._answers else None
             titles = [self._titles(cell) for cell in cells]
             part.counts["copies"] += len(found.cell_r)
-            tables.append(self._shift_table(table, cells, found, titles))
+            tables.append(self._shift_table(table, cells, found, titles, told))
             if effects is not None:
                 for piece in self._effect_tables(table, cells, found, titles):
                     effects.write(piece)
@@ -124,9 +136,9 @@ class ScreenWorker:
         """Count how much of the measures is rounding, by some copies of a unit's first group."""
         higher = precise(self._float32) if self._options.precision == "float32" else self._float32
         noise = rounding_noise(self._perturber, higher, cells, found)
-        part.counts["copies computed again in higher precision"] = noise.copies
-        part.counts["largest noise of a similarity x 1e9"] = round(1e9 * noise.similarity)
-        part.counts["largest noise of a shift x 1e9"] = round(1e9 * noise.shift)
+        part.counts[COMPUTED_AGAIN] = noise.copies
+        for name, largest in zip(LARGEST_NOISE, (noise.similarity, noise.shift), strict=True):
+            part.counts[name] = round(1e9 * largest)
 
     def _groups(self, unit: Unit, table: pa.Table, part: PartWriter) -> Iterator[list[_Cell]]:
         """Yield the chosen cells with their copies, a group at a time; see `cellray.infer.cutting`."""
@@ -157,7 +169,12 @@ class ScreenWorker:
         return [design.title(int(number), vocabulary) for number in cell.number_p]
 
     def _shift_table(
-        self, table: pa.Table, cells: Sequence[_Cell], found: Measures, titles: Sequence[Sequence[str]]
+        self,
+        table: pa.Table,
+        cells: Sequence[_Cell],
+        found: Measures,
+        titles: Sequence[Sequence[str]],
+        told: tuple[NDArray[np.float32], NDArray[np.float32]] | None,
     ) -> pa.Table:
         """Return a row for each copy, cell by cell, by the number of the perturbation."""
         order = np.lexsort((found.number_r, found.cell_r))
@@ -176,9 +193,14 @@ class ScreenWorker:
             pa.array(np.array([len(cell.genes_n) for cell in cells], np.int32)[cell_r]),
             pa.array(found.similarity_r[order]),
             *(pa.array(found.shift_rs[order, s]) for s in range(found.shift_rs.shape[1])),
+            *(
+                pa.array(np.ascontiguousarray(told_rk[:, k]))
+                for k in range(len(self._predictions))
+                for told_rk in told or ()
+            ),
             *obs.columns,
         ]
-        return pa.table(columns, schema=shift_schema(self._options.states, list(obs.schema)))
+        return pa.table(columns, schema=shift_schema(self._options.states, list(obs.schema), self._predictions))
 
     def _best_ranks(self, cell: _Cell) -> NDArray[np.int32]:
         """Return for each perturbation the best rank of its genes in the cell, `ABSENT` where it has none of them."""
