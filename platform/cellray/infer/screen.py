@@ -21,6 +21,7 @@ from cellray.data.units import require_records, run_units_on_actors
 from cellray.errors import InputError, listing
 from cellray.infer.choice import choose_cells
 from cellray.infer.design import ALL_GENES, Design, make_design, read_design
+from cellray.infer.prefilter.options import check_prefilter, prefiltered_plan
 from cellray.infer.replicas import ReplicaConfig, open_pair
 from cellray.infer.screen_worker import ScreenOptions, ScreenWorker, effect_unit
 from cellray.infer.states import state_embeddings
@@ -29,6 +30,7 @@ from cellray.model.encoder import check_layer, load_encoder
 from cellray.model.pooling import check_pooling
 from cellray.models import ModelReference
 from cellray.perturbation import make_edit
+from cellray.prefilter_schema import PrefilterManifest
 from cellray.shift_schema import EFFECTS, Kind, ShiftManifest, States
 
 logger = logging.getLogger(__name__)
@@ -62,6 +64,10 @@ class ScreenConfig(ReplicaConfig):
         None, ge=1, description="of each cell, those of its highest ranking genes or first listed [perturbations]"
     )
     seed: int = Field(0, ge=0, description="of the draw of cells")
+    exact: bool = Field(True, description="false: estimate every gene, evaluate the promising ones and a sample")
+    evaluate: int = Field(40, ge=1, description="--exact false: evaluations of promising genes, a cell on average")
+    sample: int = Field(20, ge=1, description="--exact false: evaluations of other genes, drawn, a cell on average")
+    top: int = Field(50, ge=1, description="--exact false: of how many of the best genes the recall is estimated")
     dry_run: bool = Field(False, description="say what would be done, and do nothing")
 
     @model_validator(mode="after")
@@ -79,6 +85,8 @@ class ScreenConfig(ReplicaConfig):
         other = self.genes != (ALL_GENES,) or self.together or self.pairs or self.anchor
         if self.perturbations is not None and other:
             raise ValueError("--perturbations goes without --genes, --together, --pairs and --anchor")
+        if not self.exact:
+            check_prefilter(self)
         return self
 
     @property
@@ -116,8 +124,10 @@ class ScreenPlan:
 
 
 @plain_errors()
-def screen(config: ScreenConfig) -> ShiftManifest | ScreenPlan:
+def screen(config: ScreenConfig) -> ShiftManifest | PrefilterManifest | ScreenPlan:
     """Run a screen and publish its shifts with their manifest; with `dry_run` return the plan alone.
+
+    With `exact` false few perturbations are evaluated: see `cellray.infer.prefilter`.
 
     A finished result of the same request is returned as it is; after an interruption only the missing parts are made.
 
@@ -130,6 +140,8 @@ def screen(config: ScreenConfig) -> ShiftManifest | ScreenPlan:
     design = open_design(config, corpus)
     _check(config, corpus, model)
     plan = make_plan(config, corpus, model, design)
+    if not config.exact:
+        return _prefiltered(config, corpus, model, reference, design, plan)
     if config.dry_run:
         return plan
     output = storage.absolute(config.output)
@@ -144,6 +156,33 @@ def screen(config: ScreenConfig) -> ShiftManifest | ScreenPlan:
     manifest = _manifest(config, corpus, model, reference, design, plan, parts, request)
     publish_manifest(output, manifest)
     return manifest
+
+
+def _prefiltered(
+    config: ScreenConfig,
+    corpus: Corpus,
+    model: ModelDirectory,
+    reference: ModelReference,
+    design: Design,
+    plan: ScreenPlan,
+) -> PrefilterManifest | ScreenPlan:
+    """Do a screen with few exact evaluations, or plan it."""
+    from cellray.infer.prefilter.job import Prefilter, prefiltered
+
+    load_encoder(model, config.layer)
+    if config.dry_run:
+        return prefiltered_plan(config, plan, corpus_lengths(corpus))
+    options = _options(config, corpus, model, reference, design, plan)
+    lineage = {"kind": config.kind, "corpus": corpus.uri, "corpus_digest": corpus.manifest.digest}
+    lineage |= {"model": reference.uri, "model_digest": model.digest}
+    fields: dict[str, Any] = {
+        "layer": config.layer,
+        "pooling": config.pooling,
+        "states": config.states,
+        "skipped": plan.skipped,
+    }
+    fields |= {"obs_kinds": dict(corpus.manifest.obs_kinds), "design": {"precision": config.precision}}
+    return prefiltered(Prefilter(config, corpus, plan, options, lineage), fields)
 
 
 def open_design(config: ScreenConfig, corpus: Corpus) -> Design:
