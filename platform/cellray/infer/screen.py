@@ -68,6 +68,7 @@ class ScreenConfig(ReplicaConfig):
     evaluate: int = Field(40, ge=1, description="--exact false: evaluations of promising genes, a cell on average")
     sample: int = Field(20, ge=1, description="--exact false: evaluations of other genes, drawn, a cell on average")
     top: int = Field(50, ge=1, description="--exact false: of how many of the best genes the recall is estimated")
+    min_detections: int = Field(1, ge=1, description="--exact false: least cells of a gene that counts as promising")
     dry_run: bool = Field(False, description="say what would be done, and do nothing")
 
     @model_validator(mode="after")

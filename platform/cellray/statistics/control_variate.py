@@ -122,12 +122,12 @@ def bounds(mean_g: Array, variance_g: Array, confidence: float) -> tuple[Array, 
 
 @dataclass(frozen=True)
 class Recall:
-    """How many of the k best genes of the whole screen are the k best of those that were evaluated exactly.
+    """How many of the k best genes of the whole screen are the k that are expected to be.
 
     Attributes
     ----------
     value, low, high
-        Mean, and central interval, over draws of the other genes' means.
+        Mean, and central interval, over draws of the genes' means.
     """
 
     k: int
@@ -137,35 +137,25 @@ class Recall:
 
 
 def recall_of_best(
-    exact_c: Array,
-    expected_o: Array,
-    variance_o: Array,
-    k: int,
-    confidence: float,
-    rng: np.random.Generator,
-    draws: int = 1000,
+    expected_g: Array, variance_g: Array, k: int, confidence: float, rng: np.random.Generator, draws: int = 1000
 ) -> Recall:
-    """Estimate the recall of the k best: simulate the means of the genes that were not evaluated in all their cells.
+    """Estimate the recall of the k genes whose means are expected to be highest, by simulation.
 
-    Each draw takes the mean of every other gene from a normal distribution and counts which of the k best exact genes
-    are among the k best of all. The interval is that of the draws: it rests on the model of the errors.
+    Each draw takes the mean of every gene from a normal distribution and counts which of the k are among the k highest.
+    The interval is that of the draws: it rests on the model of the errors.
 
     Parameters
     ----------
-    exact_c
-        Means of the genes that were evaluated in all cells; high = good.
-    expected_o, variance_o
-        From `ErrorModel.predict`, of the others.
+    expected_g, variance_g
+        From `ErrorModel.predict`; exact means have no variance.
     """
-    k = min(k, len(exact_c) + len(expected_o))
-    best_c = np.sort(exact_c)[::-1][:k]
-    found = np.empty(draws)
-    deviation_o = np.sqrt(np.minimum(variance_o, 1e300))
-    least = best_c[-1] if len(best_c) == k else -np.inf
-    near_o = expected_o + 7 * deviation_o >= least  # the others never get there
+    k, deviation_g = min(k, len(expected_g)), np.sqrt(np.minimum(variance_g, 1e300))
+    least = np.sort(expected_g - 7 * deviation_g)[::-1][k - 1]
+    near_g = expected_g + 7 * deviation_g >= least  # the others never get there
+    expected, deviation, found = expected_g[near_g], deviation_g[near_g], np.empty(draws)
+    listed = np.argsort(-expected, kind="stable")[:k]
     for draw in range(draws):
-        other = rng.normal(expected_o[near_o], deviation_o[near_o])
-        place = np.concatenate([best_c, other])
-        found[draw] = np.isin(np.argpartition(-place, k - 1)[:k], np.arange(len(best_c))).sum()
-    low, high = np.quantile(found / k, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Recall(k, float(found.mean() / k), float(low), float(high))
+        best = np.argpartition(-rng.normal(expected, deviation), k - 1)[:k]
+        found[draw] = np.isin(best, listed).sum() / k
+    low, high = np.quantile(found, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Recall(k, float(found.mean()), float(low), float(high))

@@ -46,7 +46,7 @@ class Means:
         np.add.at(self.sum_v, token_r, estimate_r.astype(np.float64))
 
 
-def choose_genes(means: Means, evaluations: int, *, highest: bool) -> NDArray[np.int64]:
+def choose_genes(means: Means, evaluations: int, *, highest: bool, least: int = 1) -> NDArray[np.int64]:
     """Return the token ids of the most promising genes, best first, that so many evaluations suffice for.
 
     Parameters
@@ -55,8 +55,10 @@ def choose_genes(means: Means, evaluations: int, *, highest: bool) -> NDArray[np
         Most perturbations, over all cells.
     highest
         Whether a high mean is promising, as of shifts towards a goal; or a low one, as of similarities.
+    least
+        Cells that a gene must have; the means of few cells are the most extreme ones.
     """
-    there = np.flatnonzero(means.count_v)
+    there = np.flatnonzero(means.count_v >= max(least, 1))
     mean = means.sum_v[there] / means.count_v[there]
     best = there[np.lexsort((there, -mean if highest else mean))]
     return best[np.cumsum(means.count_v[best]) <= evaluations]

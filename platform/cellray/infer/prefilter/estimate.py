@@ -3,7 +3,7 @@
 With m a number read out of the cell (`readouts`), and gene j at rank j, the estimated change of m is
 
     delete:       without_j - dm/dlog g_j + D(j)
-    overexpress:  (x_j at the front - x_j) . dm/dx_j + D(j)
+    overexpress:  (x_j at the front - x_j) . (dm/dx_j + dm/dx_j where j has moved) / 2 + D(j)
 
 `without_j` is the exact effect of leaving j out of the pooling; g_j is its gate as a key in all layers and heads
 (`cellray.model.gates`), 1 now and 0 when it is gone, so that the second term is that of first order; x_j is what enters
@@ -13,7 +13,8 @@ the mean of those before any and after all have moved (trapezoid rule). At some 
 edited, positions moved; what the sum lacks there is interpolated linearly between them.
 
 Left out: terms of second order in the gate, and that the edited gene's own row reacts, which no one sees once it is
-gone. Whatever an estimate lacks is what the sample of exact values corrects.
+gone; that where an overexpressed gene's slope is taken after its move, `_GROUPS`-th of the genes have moved with it.
+Whatever an estimate lacks is what the sample of exact values corrects.
 """
 
 from collections.abc import Callable
@@ -46,6 +47,8 @@ _MOVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 ESTIMATED = tuple(_MOVES)
 """Kinds of perturbations that there are estimates of."""
+_GROUPS = 4
+"""Overexpressed genes' slopes after their moves are taken together, every fourth gene's at once."""
 
 
 def applicable(kind: str, genes: int) -> slice:
@@ -83,7 +86,8 @@ class Estimator:
     @property
     def passes(self) -> int:
         """Forward passes that a cell's estimates cost; a backward pass counts as two."""
-        return 2 + 2 * 2 * self.readout.count + self.grid
+        rows = 2 + (_GROUPS if self.kind == "overexpress" else 0)
+        return rows * (1 + 2 * self.readout.count) + self.grid
 
     def __call__(self, genes_n: NDArray[np.uint16]) -> NDArray[np.float32]:
         """Return the estimated measure for each rank: shift or similarity; 0 or 1 where nothing would change.
@@ -106,25 +110,35 @@ class Estimator:
         cell = _Cell.of(genes_n, self.layout, next(self.encoder.parameters()).device)
         bert, genes = self.encoder.bert, len(genes_n)
         ends = torch.tensor([genes, 0] if self.kind == "delete" else [0, genes - 1], device=cell.rank_l.device)
-        position_2l = self._moved(cell, ends)  # as it is, and all moved
+        position_rl = self._moved(cell, ends)  # as it is, and all moved
+        if self.kind == "overexpress":
+            position_rl = torch.cat([position_rl, self._grouped(cell)])
         with torch.no_grad():
-            placed_2ld = placed_embeddings(bert, cell.ids_1l, position_2l)
+            placed_rld = placed_embeddings(bert, cell.ids_1l, position_rl)
             front_ld = placed_embeddings(bert, cell.ids_1l, torch.full_like(cell.position_1l, cell.first))[0]
-        leaf_2ld = placed_2ld.clone().requires_grad_()
-        log_gate_2l = torch.zeros(position_2l.shape, device=placed_2ld.device, dtype=placed_2ld.dtype)
-        log_gate_2l.requires_grad_()
-        hidden_2ld = gated_layers(bert, leaf_2ld, log_gate_2l)
-        number_2k = self.readout(hidden_2ld, cell.gene_l)
+        leaf_rld = placed_rld.clone().requires_grad_()
+        log_gate_rl = torch.zeros_like(placed_rld[..., 0]).requires_grad_()
+        hidden_rld = gated_layers(bert, leaf_rld, log_gate_rl)
+        number_rk = self.readout(hidden_rld, cell.gene_l)
         own, moved = [], []
         for k in range(self.readout.count):
-            slope_2ld, gate_2l = torch.autograd.grad(number_2k[:, k].sum(), [leaf_2ld, log_gate_2l], retain_graph=True)
-            moved.append((slope_2ld.double().mean(0) * (placed_2ld[1] - placed_2ld[0]).double()).sum(1))
-            jump_l = (slope_2ld[0].double() * (front_ld - placed_2ld[0]).double()).sum(1)
-            own.append((-gate_2l[0].double() if self.kind == "delete" else jump_l)[cell.gene_l])
+            slopes = torch.autograd.grad(number_rk[:, k].sum(), [leaf_rld, log_gate_rl], retain_graph=True)
+            slope_rld, gate_rl = (each.double() for each in slopes)
+            moved.append((slope_rld[:2].mean(0) * (placed_rld[1] - placed_rld[0]).double()).sum(1))
+            own_l = (
+                -gate_rl[0] if self.kind == "delete" else _jumps(slope_rld, (front_ld - placed_rld[0]).double(), cell)
+            )
+            own.append(own_l[cell.gene_l])
         own_nk = torch.stack(own, dim=1)
         if self.kind == "delete":
-            own_nk = own_nk + self.readout.without(hidden_2ld[0].detach(), cell.gene_l)
-        return own_nk + self._of_ranks(cell, torch.stack(moved, dim=1), number_2k.detach())
+            own_nk = own_nk + self.readout.without(hidden_rld[0].detach(), cell.gene_l)
+        return own_nk + self._of_ranks(cell, torch.stack(moved, dim=1), number_rk[:2].detach())
+
+    @staticmethod
+    def _grouped(cell: "_Cell") -> Tensor:
+        """Return positions with the genes of one group after the other at the front. Groups x tokens."""
+        group_g1 = torch.arange(_GROUPS, device=cell.rank_l.device)[:, None]
+        return torch.where((cell.rank_l % _GROUPS == group_g1) & cell.gene_l, cell.first, cell.position_1l)
 
     def _moved(self, cell: "_Cell", rank_g: Tensor) -> Tensor:
         """Return the positions of all tokens when the gene at each rank is edited, its own left as it is."""
@@ -159,6 +173,12 @@ class Estimator:
             placed = placed_embeddings(self.encoder.bert, cell.ids_1l, self._moved(cell, rank_g))
             found.append(self.readout(gated_layers(self.encoder.bert, placed), cell.gene_l))
         return found
+
+
+def _jumps(slope_rld: Tensor, jump_ld: Tensor, cell: "_Cell") -> Tensor:
+    """Return what each token's own move to the front does, by its slopes before and after. Shape (tokens,)."""
+    after_ld = slope_rld[2 + cell.rank_l % _GROUPS, torch.arange(len(cell.rank_l), device=cell.rank_l.device)]
+    return ((slope_rld[0] + after_ld) / 2 * jump_ld).sum(1)
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,8 @@ class Prefilter:
         for table in self._tables(self.estimates, estimates.parts, [PERTURBATION, ESTIMATE]):
             means.add(table[PERTURBATION].to_numpy(), table[ESTIMATE].to_numpy())
         budget = config.evaluate * int(self.plan.chosen_n.sum())
-        chosen = choose_genes(means, budget, highest=config.goal is not None)
+        least = config.min_detections
+        chosen = choose_genes(means, budget, highest=config.goal is not None, least=least)
         return means, PrefilteredDesign.of(chosen, tokens, config.sample, config.seed, config.kind)
 
     def evaluate(self, design: PrefilteredDesign) -> tuple[PartRecord, ...]:
@@ -185,7 +186,7 @@ def prefiltered(run: Prefilter, fields: dict[str, Any]) -> PrefilterManifest:
         The output holds something else.
     """
     config = run.config
-    asked = {name: getattr(config, name) for name in ("evaluate", "sample", "top", "seed")}
+    asked = {name: getattr(config, name) for name in ("evaluate", "sample", "top", "seed", "min_detections")}
     units = [unit.key for unit in run.estimate_units().values()]
     request = schema.request_digest(artefact="prefiltered perturbation shifts", units=units, **asked)
     if done := finished(run.output, request, PrefilterManifest):
@@ -198,7 +199,7 @@ def prefiltered(run: Prefilter, fields: dict[str, Any]) -> PrefilterManifest:
     parts = run.evaluate(design)
     found = run.gathered(means, design, estimates, parts)
     names = run.corpus.vocabulary.gene_of_token
-    table, report = gene_table(found, names, CONFIDENCE, config.top, config.seed)
+    table, report = gene_table(found, names, CONFIDENCE, config.top, config.seed, config.min_detections)
     manifest = PrefilterManifest(
         request=request,
         parts=parts,

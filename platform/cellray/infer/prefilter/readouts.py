@@ -88,7 +88,8 @@ class Likeness:
         probe_kld = self._probes(int(gene_l.sum())).to(hidden_nld.device)
         if self._cls:
             unit_nd = normalize(hidden_nld[:, 0].double(), dim=1)
-            return unit_nd @ probe_kld[:, 0].T
+            projected_nk: Tensor = unit_nd @ probe_kld[:, 0].T
+            return projected_nk
         unit_nld = normalize(hidden_nld[:, gene_l].double(), dim=2) / probe_kld.shape[1] ** 0.5
         number_nk: Tensor = torch.einsum("nld,kld->nk", unit_nld, probe_kld)
         return number_nk
@@ -100,7 +101,8 @@ class Likeness:
             signs = torch.randint(0, 2, (self.count, genes, self._width), generator=generator)
             return signs.double() * 2 - 1
         square = torch.randn(self._width, self.count, generator=generator, dtype=torch.float64)
-        return (torch.linalg.qr(square).Q.T * self._width**0.5)[:, None]
+        orthogonal: Tensor = torch.linalg.qr(square).Q
+        return (orthogonal.T * self._width**0.5)[:, None]
 
     def without(self, hidden_ld: Tensor, gene_l: Tensor) -> Tensor:
         """Return zeros: each gene is compared with itself."""

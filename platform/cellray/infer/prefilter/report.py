@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from cellray.infer.prefilter.choice import CHOSEN, SAMPLED, Means
 from cellray.statistics.control_variate import (
     ErrorModel,
+    Recall,
     Sample,
     bounds,
     corrected_means,
@@ -97,7 +98,7 @@ class _Genes:
 
 
 def gene_table(
-    found: Evaluated, names: Mapping[int, str], confidence: float, k: int, seed: int
+    found: Evaluated, names: Mapping[int, str], confidence: float, k: int, seed: int, least: int = 1
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Return a row for each gene, the most promising first, and the report.
 
@@ -107,6 +108,8 @@ def gene_table(
         Ensembl ID of each token id.
     k
         How many of the best genes the recall is about.
+    least
+        Only genes of so many cells are looked at for it.
 
     Returns
     -------
@@ -135,18 +138,23 @@ def gene_table(
     }
     best_first = np.lexsort((genes.there, -genes.expected if found.highest else genes.expected))
     table = pd.DataFrame(columns).iloc[best_first].reset_index(drop=True)
-    return table, _report(found, genes, table, confidence, k, seed)
+    recall = _recall(genes, found.highest, confidence, k, seed, least)
+    return table, _report(found, genes, table, confidence, recall)
+
+
+def _recall(genes: _Genes, highest: bool, confidence: float, k: int, seed: int, least: int) -> Recall | None:
+    sign, frequent = 1.0 if highest else -1.0, genes.count >= least
+    if not frequent.any():
+        return None
+    rng = np.random.default_rng(seed)
+    return recall_of_best(sign * genes.expected[frequent], genes.variance[frequent], k, confidence, rng)
 
 
 def _report(
-    found: Evaluated, genes: _Genes, table: pd.DataFrame, confidence: float, k: int, seed: int
+    found: Evaluated, genes: _Genes, table: pd.DataFrame, confidence: float, recall: Recall | None
 ) -> dict[str, Any]:
     """Return how good the estimates are."""
-    sign, others = 1.0 if found.highest else -1.0, ~genes.whole
-    expected, variance, rng = sign * genes.expected[others], genes.variance[others], np.random.default_rng(seed)
-    recall = recall_of_best(sign * genes.exact[genes.whole], expected, variance, k, confidence, rng)
-    drawn = ~found.rows[3]
-    model = genes.model
+    drawn, model = ~found.rows[3], genes.model
     report = {
         "genes": {how: int((table["How"] == how).sum()) for how in (CHOSEN, SAMPLED, BOUND)},
         "confidence": confidence,
@@ -156,12 +164,14 @@ def _report(
             "sd between genes": model.between**0.5,
             "sd within genes": model.within**0.5,
         },
-        "recall": {
+        "recall": recall
+        and {
             "of the best": recall.k,
             "estimate": recall.value,
             "low": recall.low,
             "high": recall.high,
-            "how": "1,000 draws of the other genes' means from the model of the errors; central interval of the draws",
+            "how": "of the first genes of the table: 1,000 draws of all means, which are exact or normal by the model of"
+            " the errors; central interval of the draws",
         },
         "mean over all perturbations": _overall(genes, confidence),
     }
