@@ -1,6 +1,8 @@
 """Perturb genes of cells in silico."""
 
+from cellray.infer.prefilter.report import summary
 from cellray.infer.screen import ScreenConfig, ScreenPlan, screen
+from cellray.prefilter_schema import PrefilterManifest
 from jobs._run import run_job
 
 
@@ -18,6 +20,7 @@ def main(config: ScreenConfig) -> str:
     for part in made.parts:
         for name, number in part.counts.items():
             counts[name] = max(counts.get(name, 0), number) if "largest" in name else counts.get(name, 0) + number
+    few = summary(made.report) if isinstance(made, PrefilterManifest) else []
     skipped = [f"{number:,} cells {reason}" for reason, number in made.skipped.items()]
     idle = counts.get("perturbations that do not apply to a cell", 0)
     noise = counts.get("largest noise x 1e9", 0) / 1e9
@@ -25,6 +28,7 @@ def main(config: ScreenConfig) -> str:
         [
             f"{rows:,} shifts; left out: {', '.join(skipped) or 'no cell'}; {idle:,} perturbations did not apply",
             f"unperturbed copies in the same batches lie at most {noise:.1e} from no effect (rounding is not in this)",
+            *few,
             f"{config.output}: shifts",
         ]
     )

@@ -99,7 +99,8 @@ class Likeness:
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + genes)
         if not self._cls:
             signs = torch.randint(0, 2, (self.count, genes, self._width), generator=generator)
-            return signs.double() * 2 - 1
+            sign_kld: Tensor = signs.double() * 2 - 1
+            return sign_kld
         square = torch.randn(self._width, self.count, generator=generator, dtype=torch.float64)
         orthogonal: Tensor = torch.linalg.qr(square).Q
         return (orthogonal.T * self._width**0.5)[:, None]

@@ -170,13 +170,29 @@ def _report(
             "estimate": recall.value,
             "low": recall.low,
             "high": recall.high,
-            "how": "of the first genes of the table: 1,000 draws of all means, which are exact or normal by the model of"
-            " the errors; central interval of the draws",
+            "how": "of the first genes of the table: 1,000 draws of all means, exact or normal by the model of the errors",
         },
         "mean over all perturbations": _overall(genes, confidence),
     }
     plain: dict[str, Any] = _without_nan(report)
     return plain
+
+
+def summary(report: Mapping[str, Any]) -> list[str]:
+    """Return the report in lines for people."""
+    genes, passes = report["genes"], report["forward passes"]
+    agreement, recall = report["rank correlation of estimates"], report["recall"]
+    lines = [
+        f"{genes[CHOSEN]:,} genes exact in all their cells, {genes[SAMPLED]:,} sampled, {genes[BOUND]:,} with bounds only",
+        f"{passes['estimates'] + passes['exact']:,} forward passes, {passes['times fewer']:.1f} x fewer than all",
+    ]
+    if agreement["spearman"] is not None:
+        interval = f"{agreement['low']:.3f} to {agreement['high']:.3f}"
+        lines.append(f"rank correlation of estimates with exact values: {agreement['spearman']:.3f} ({interval})")
+    if recall:
+        interval = f"{recall['low']:.2f} to {recall['high']:.2f}"
+        lines.append(f"recall of the best {recall['of the best']}, estimated: {recall['estimate']:.2f} ({interval})")
+    return lines
 
 
 def _agreement(estimate_r: NDArray[np.float64], exact_r: NDArray[np.float64], confidence: float) -> dict[str, Any]:
