@@ -103,7 +103,8 @@ class Likeness:
             return sign_kld
         square = torch.randn(self._width, self.count, generator=generator, dtype=torch.float64)
         orthogonal: Tensor = torch.linalg.qr(square).Q
-        return (orthogonal.T * self._width**0.5)[:, None]
+        probe_kd: Tensor = orthogonal.T * self._width**0.5
+        return probe_kd[:, None]
 
     def without(self, hidden_ld: Tensor, gene_l: Tensor) -> Tensor:
         """Return zeros: each gene is compared with itself."""

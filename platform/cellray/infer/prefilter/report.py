@@ -170,7 +170,7 @@ def _report(
             "estimate": recall.value,
             "low": recall.low,
             "high": recall.high,
-            "how": "of the first genes of the table: 1,000 draws of all means, exact or normal by the model of the errors",
+            "how": "of the table's first genes: 1,000 draws of all means, exact or normal by the model of the errors",
         },
         "mean over all perturbations": _overall(genes, confidence),
     }
@@ -183,7 +183,7 @@ def summary(report: Mapping[str, Any]) -> list[str]:
     genes, passes = report["genes"], report["forward passes"]
     agreement, recall = report["rank correlation of estimates"], report["recall"]
     lines = [
-        f"{genes[CHOSEN]:,} genes exact in all their cells, {genes[SAMPLED]:,} sampled, {genes[BOUND]:,} with bounds only",
+        f"genes: {genes[CHOSEN]:,} exact in all their cells, {genes[SAMPLED]:,} sampled, {genes[BOUND]:,} with bounds",
         f"{passes['estimates'] + passes['exact']:,} forward passes, {passes['times fewer']:.1f} x fewer than all",
     ]
     if agreement["spearman"] is not None:
