@@ -107,6 +107,7 @@ class Estimator:
 
     def _changes(self, genes_n: NDArray[np.uint16]) -> Tensor:
         """Return the change of each number for each gene. Genes x numbers, float64."""
+        readout = self.readout.of_cell(genes_n)
         cell = _Cell.of(genes_n, self.layout, next(self.encoder.parameters()).device)
         bert, genes = self.encoder.bert, len(genes_n)
         ends = torch.tensor([genes, 0] if self.kind == "delete" else [0, genes - 1], device=cell.rank_l.device)
@@ -119,9 +120,9 @@ class Estimator:
         leaf_rld = placed_rld.clone().requires_grad_()
         log_gate_rl = torch.zeros_like(placed_rld[..., 0]).requires_grad_()
         hidden_rld = gated_layers(bert, leaf_rld, log_gate_rl)
-        number_rk = self.readout(hidden_rld, cell.gene_l)
+        number_rk = readout(hidden_rld, cell.gene_l)
         own, moved = [], []
-        for k in range(self.readout.count):
+        for k in range(readout.count):
             slopes = torch.autograd.grad(number_rk[:, k].sum(), [leaf_rld, log_gate_rl], retain_graph=True)
             slope_rld, gate_rl = (each.double() for each in slopes)
             moved.append((slope_rld[:2].mean(0) * (placed_rld[1] - placed_rld[0]).double()).sum(1))
@@ -131,8 +132,8 @@ class Estimator:
             own.append(own_l[cell.gene_l])
         own_nk = torch.stack(own, dim=1)
         if self.kind == "delete":
-            own_nk = own_nk + self.readout.without(hidden_rld[0].detach(), cell.gene_l)
-        return own_nk + self._of_ranks(cell, torch.stack(moved, dim=1), number_rk[:2].detach())
+            own_nk = own_nk + readout.without(hidden_rld[0].detach(), cell.gene_l)
+        return own_nk + self._of_ranks(readout, cell, torch.stack(moved, dim=1), number_rk[:2].detach())
 
     @staticmethod
     def _grouped(cell: "_Cell") -> Tensor:
@@ -145,7 +146,7 @@ class Estimator:
         return cell.position_1l + _MOVES[self.kind](rank_g, cell.rank_l)
 
     @torch.no_grad()
-    def _of_ranks(self, cell: "_Cell", moved_lk: Tensor, ends_2k: Tensor) -> Tensor:
+    def _of_ranks(self, readout: Readout, cell: "_Cell", moved_lk: Tensor, ends_2k: Tensor) -> Tensor:
         """Return D: the effect of the others' ranks for each gene's. Genes x numbers."""
         genes = int(cell.gene_l.sum())
         backward = self.kind == "delete"
@@ -154,7 +155,7 @@ class Estimator:
         sum_nk = (before_lk.flip(0) if backward else before_lk)[cell.gene_l]
         inner = np.unique(np.linspace(0, genes - 1, self.grid + 2).round().astype(np.int64))[1:-1]
         last = genes - 1
-        exact_gk = torch.cat([ends_2k[:0], *self._exactly(cell, inner)]) - ends_2k[0]
+        exact_gk = torch.cat([ends_2k[:0], *self._exactly(readout, cell, inner)]) - ends_2k[0]
         all_moved_k = ends_2k[1] - ends_2k[0]
         lacking = (exact_gk - sum_nk[inner]).cpu().numpy()
         at_all, at_none = (0, last) if backward else (last, 0)
@@ -165,13 +166,13 @@ class Estimator:
         between_nk = np.stack([np.interp(np.arange(genes), ranks, column) for column in values_gk.T], axis=1)
         return sum_nk + torch.from_numpy(between_nk).to(sum_nk)
 
-    def _exactly(self, cell: "_Cell", ranks: NDArray[np.int64]) -> list[Tensor]:
+    def _exactly(self, readout: Readout, cell: "_Cell", ranks: NDArray[np.int64]) -> list[Tensor]:
         """Return the numbers with positions moved as for the gene at each rank, no gene edited."""
         size, found = max(1, self.token_budget // len(cell.rank_l)), []
         for start in range(0, len(ranks), size):
             rank_g = torch.from_numpy(ranks[start : start + size]).to(cell.rank_l.device)
             placed = placed_embeddings(self.encoder.bert, cell.ids_1l, self._moved(cell, rank_g))
-            found.append(self.readout(gated_layers(self.encoder.bert, placed), cell.gene_l))
+            found.append(readout(gated_layers(self.encoder.bert, placed), cell.gene_l))
         return found
 
 

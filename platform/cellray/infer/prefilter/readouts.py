@@ -11,9 +11,12 @@ The mean of the squares of K projections on vectors w with E[w w^T] = 1 is |u' -
 with a relative standard deviation of about sqrt(2 / K), less for orthogonal vectors.
 """
 
+import hashlib
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -28,6 +31,10 @@ class Readout(Protocol):
     """
 
     count: int
+
+    def of_cell(self, genes_n: NDArray[np.uint16]) -> "Readout":
+        """Return what is read out of the cell with these genes."""
+        ...
 
     def __call__(self, hidden_nld: Tensor, gene_l: Tensor) -> Tensor:
         """Return the numbers of copies of one cell. Copies x numbers, float64.
@@ -58,6 +65,10 @@ class Goal:
     def __init__(self, state_d: Tensor, *, cls: bool) -> None:
         self._unit_d, self._cls = normalize(state_d.double(), dim=0), cls
 
+    def of_cell(self, genes_n: NDArray[np.uint16]) -> "Goal":
+        """Return this one: it is the same for all cells."""
+        return self
+
     def __call__(self, hidden_nld: Tensor, gene_l: Tensor) -> Tensor:
         """Return cos(e, state)."""
         pooled_nd = hidden_nld[:, 0].double() if self._cls else hidden_nld[:, gene_l].double().mean(1)
@@ -83,6 +94,11 @@ class Likeness:
         self.count = min(probes, width) if cls else probes
         self._width, self._seed, self._cls = width, seed, cls
 
+    def of_cell(self, genes_n: NDArray[np.uint16]) -> "Likeness":
+        """Return one whose projections depend on the seed and the cell, so that what they miss averages out."""
+        digest = hashlib.sha256(self._seed.to_bytes(8, "little") + genes_n.astype("<u2").tobytes()).digest()
+        return Likeness(self.count, self._width, int.from_bytes(digest[:7], "little"), cls=self._cls)
+
     def __call__(self, hidden_nld: Tensor, gene_l: Tensor) -> Tensor:
         """Return the projections."""
         probe_kld = self._probes(int(gene_l.sum())).to(hidden_nld.device)
@@ -95,8 +111,8 @@ class Likeness:
         return number_nk
 
     def _probes(self, genes: int) -> Tensor:
-        """Return the vectors of a cell, the same for all cells of its size: orthogonal for `cls`, of signs else."""
-        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + genes)
+        """Return the vectors of a cell, orthogonal for `cls`, of signs else."""
+        generator = torch.Generator().manual_seed(self._seed)
         if not self._cls:
             signs = torch.randint(0, 2, (self.count, genes, self._width), generator=generator)
             sign_kld: Tensor = signs.double() * 2 - 1
