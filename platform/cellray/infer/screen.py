@@ -64,11 +64,11 @@ class ScreenConfig(ReplicaConfig):
         None, ge=1, description="of each cell, those of its highest ranking genes or first listed [perturbations]"
     )
     seed: int = Field(0, ge=0, description="of the draw of cells")
-    exact: bool = Field(True, description="false: estimate every gene, evaluate the promising ones and a sample")
-    evaluate: int = Field(40, ge=1, description="--exact false: evaluations of promising genes, a cell on average")
-    sample: int = Field(20, ge=1, description="--exact false: evaluations of other genes, drawn, a cell on average")
-    top: int = Field(50, ge=1, description="--exact false: of how many of the best genes the recall is estimated")
-    min_detections: int = Field(1, ge=1, description="--exact false: least cells of a gene that counts as promising")
+    exact: bool = Field(True, description="--no-exact: estimate every gene, evaluate the promising ones and a sample")
+    evaluate: int = Field(40, ge=1, description="--no-exact: evaluations of promising genes, a cell on average")
+    sample: int = Field(20, ge=1, description="--no-exact: evaluations of other genes, drawn, a cell on average")
+    top: int = Field(50, ge=1, description="--no-exact: of how many of the best genes the recall is estimated")
+    min_detections: int = Field(1, ge=1, description="--no-exact: least cells of a gene that counts as promising")
     dry_run: bool = Field(False, description="say what would be done, and do nothing")
 
     @model_validator(mode="after")

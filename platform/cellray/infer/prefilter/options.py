@@ -33,7 +33,7 @@ def check_prefilter(config: "ScreenConfig") -> None:
     }
     for rule, holds in rules.items():
         if not holds:
-            raise ValueError(f"--exact false: {rule}; or leave out --exact")
+            raise ValueError(f"--no-exact: {rule}; or leave out --no-exact")
 
 
 def prefiltered_plan(config: "ScreenConfig", plan: "ScreenPlan", length_n: NDArray[np.int64]) -> "ScreenPlan":
