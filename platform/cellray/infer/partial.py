@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from cellray import storage
 from cellray.data.corpora.corpus import read_rows
 from cellray.errors import InputError, listing
+from cellray.prefilter_schema import PrefilterManifest
 from cellray.schema import MANIFEST, RECORDS, PartRecord
 from cellray.shift_schema import COMPUTED_AGAIN, LARGEST_NOISE, NOTE, Lacking, ScreenNote, ShiftManifest
 
@@ -131,17 +132,19 @@ def _verify(uri: str, parts: Sequence[PartRecord]) -> None:
         raise InputError(uri, "every part must be the one that was written", listing(damaged), fix)
 
 
-def told_counts(manifest: ShiftManifest) -> list[str]:
+def told_counts(manifest: ShiftManifest | PrefilterManifest) -> list[str]:
     """Tell what was left out of a screen, and its noise."""
     counts: Counter[str] = Counter()
     for part in manifest.parts:
         counts.update(part.counts)
     noise = [max((part.counts.get(name, 0) for part in manifest.parts), default=0) / 1e9 for name in LARGEST_NOISE]
     skipped = [f"{number:,} cells {reason}" for reason, number in manifest.skipped.items() if number]
+    lacking = manifest.lacking if isinstance(manifest, ShiftManifest) else None
     return [
         f"left out: {', '.join(skipped) or 'no cell'}; {counts[DOES_NOT_APPLY]:,} perturbations did not apply",
-        *([] if manifest.lacking is None or not manifest.lacking.cells else [_told_lacking(manifest.lacking)]),
-        f"{counts[COMPUTED_AGAIN]:,} copies computed again in higher precision: similarities differ by up to {noise[0]:.1e},"
+        *([] if lacking is None or not lacking.cells else [_told_lacking(lacking)]),
+        f"{counts[COMPUTED_AGAIN]:,} copies computed again in higher precision:"
+        f" similarities differ by up to {noise[0]:.1e},"
         f" shifts by up to {noise[1]:.1e}",
     ]
 
