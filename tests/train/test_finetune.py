@@ -152,7 +152,8 @@ kind = "regression"
 
 def test_several_heads_with_missing_labels(config_of: Callable[..., FinetuneConfig]) -> None:
     plan, session = train_fold(config_of(MULTITASK, epochs=10))
-    assert {f"val {n}" for n in plan.opened.metric_names()} <= {f"val {k}" for r in session.reports for k in r}
+    measured = {name for name in plan.opened.metric_names() if not name.endswith("_auc")}  # those are for the test
+    assert measured <= {name for report in session.reports for name in report}
     results = {result.name: result.pooled for result in plan.opened.results([plan.answers()])}
     assert set(results) == {"kind", "sparse", "years"}
     assert results["kind"].values["accuracy"] > 0.9

@@ -87,12 +87,25 @@ class TrialJob:
         own["checkpoints"] = storage.join(self.folder, folder)
         if not self.distributed:
             own["threads"] = self.threads
-        return TrialPlan(**own)
+        return TrialPlan(**own, objectives=self.objectives)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialPlan(FinetunePlan):
-    """A fold's plan that ends with the training."""
+    """A fold's plan that ends with the training.
+
+    Attributes
+    ----------
+    objectives
+        Metrics of the validation part by which the trial is judged.
+    """
+
+    objectives: tuple[str, ...]
+
+    @property
+    def watched(self) -> tuple[str, ...]:
+        """The metric that chooses the best step, and the objectives."""
+        return (*super().watched, *self.objectives)
 
     def conclude(self, corpus: Corpus, objective: Objective, feed: Feed, session: Session, autocast: Autocast) -> None:
         """Do nothing: the test part stays unseen while options are chosen."""
