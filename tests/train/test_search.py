@@ -196,6 +196,23 @@ def check_predicts(config: SearchConfig, folder: Path) -> None:
 
 
 @pytest.mark.chaos
+def test_a_search_over_inner_folds(config_of: Callable[..., SearchConfig], ray_session: None, tmp_path: Path) -> None:
+    space = "[dropout]\nkind = 'uniform'\nlow = 0.0\nhigh = 0.2"
+    config = config_of(space, trials=1, learning_rate=3e-3)
+    (tmp_path / "task.toml").write_text(f"{CLASSES}folds = 2\n")
+    result = search(config)
+    assert result.counts == {"complete": 1}
+    assert result.winner["spread"].keys() == {"macro_f1"}
+    table = pd.read_csv(f"{result.report}/trials.csv")
+    assert list(table["folds"]) == [2]
+    figures = json.loads(Path(f"{result.report}/metrics.json").read_text())
+    assert figures["heads"]["kind"]["pooled"]["n"] == 32
+    split = pd.read_csv(f"{result.report}/folds.csv").set_index("part")["cells"]
+    assert split.to_dict() == {"train": 128, "validation": 0, "test": 32}
+    assert ModelDirectory.open(result.uri).provenance["steps"] >= 1
+
+
+@pytest.mark.chaos
 def test_a_distributed_trial_with_two_objectives(config_of: Callable[..., SearchConfig], ray_session: None) -> None:
     space = "[dropout]\nkind = 'uniform'\nlow = 0.0\nhigh = 0.2"
     changes = {"num_workers": (2, 2), "cpus_per_worker": 0.5, "trials": 1, "learning_rate": 3e-3}

@@ -4,7 +4,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from cellray.train.evaluation import HeadResult, flat_metrics, write_report
 from cellray.train.finetune import METRICS, FinetuneConfig
 from cellray.train.search.options import SearchConfig, lower_is_better, plain
 from cellray.train.search.space import Space, with_values
-from cellray.train.search.study import COMPLETE, STOPPED, best_trials, importances, trial_table
+from cellray.train.search.study import COMPLETE, STOPPED, best_trials, importances, spread_of, trial_table
 from cellray.train.tasks.contract import Arrays, Task
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ class Winner:
         In the study.
     values
         Its options.
-    reached
-        The objectives.
+    reached, spread
+        The objectives; over several inner folds their means and standard deviations.
     front
         Numbers of all trials that none beats in every objective, this one first.
     rule
@@ -51,6 +51,7 @@ class Winner:
     reached: dict[str, float]
     front: tuple[int, ...]
     rule: str
+    spread: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -58,6 +59,7 @@ class Winner:
             "trial": self.number,
             "parameters": self.values,
             "objectives": self.reached,
+            "spread": self.spread,
             "front": list(self.front),
             "rule": self.rule,
         }
@@ -71,7 +73,8 @@ def winner_of(study: "Study", space: Space, objectives: Sequence[str]) -> Winner
     if first.state.name == "PRUNED":
         rule += "; every trial was stopped early"
     reached = dict(zip(objectives, first.values, strict=True))
-    return Winner(first.number, space.decode(first.params), reached, tuple(trial.number for trial in best), rule)
+    front, spread = tuple(trial.number for trial in best), spread_of(first, objectives)
+    return Winner(first.number, space.decode(first.params), reached, front, rule, spread)
 
 
 def write_search_report(
@@ -88,11 +91,10 @@ def write_search_report(
     """Write the report, hand it to the tracker, and return the figures of the test part."""
     results, title = task.results([tested]), Path(config.task).stem
     searched = {"search": {**winner.to_json(), **facts}}
-    folds = replace(task.folds, part_kn=task.folds.part_kn[:1])
     with tempfile.TemporaryDirectory(prefix="cellray-report-") as name:
         folder = Path(name)
         made = write_search_files(folder, config, space, study, winner, title)
-        made += write_report(folder, results, folds, title, task.details([tested]) | searched)
+        made += write_report(folder, results, task.folds, title, task.details([tested]) | searched)
         for path in made:
             tracker.log_file(path)
         if storage.exists(uri):  # of a search that was broken off before its model was published
@@ -129,9 +131,9 @@ def best_toml(config: SearchConfig, winner: Winner) -> str:
         changed = value != (list(default) if isinstance(default, tuple) else default)
         if name not in _UNNAMED and (name in winner.values or (changed and value is not None)):
             told[name] = value
-    reached = plain(winner.reached)
+    where = "the mean over the inner folds" if winner.spread else "the validation part"
     lines = [
-        f"# Trial {winner.number}: {reached} on the validation part of the first fold.",
+        f"# Trial {winner.number}: {plain(winner.reached)}, {where}.",
         "# python -m jobs.finetune --config best.toml trains with these options; the command line outweighs them.",
     ]
     return "\n".join([*lines, *(f"{name} = {_toml(value)}" for name, value in told.items())]) + "\n"
