@@ -175,6 +175,8 @@ def check_recorded(store: str, config: SearchConfig, winner: int, failed: int) -
     assert [run.info.status for run in nested].count("FAILED") == failed
     assert all("weight_decay" in run.data.params for run in nested)
     assert top.data.tags["best_trial"] == str(winner)
+    assert {"test/kind/macro_f1", "best/macro_f1"} <= top.data.metrics.keys()
+    assert not {name for name in top.data.metrics if name.startswith("kind/")}
     assert top.data.tags["corpus_digest"] == Corpus.open(config.corpus).manifest.digest
     kept = {each.path for each in client.list_artifacts(top.info.run_id)}
     assert {"trials.csv", "best.toml", "history_macro_f1.png", "metrics.json"} <= kept

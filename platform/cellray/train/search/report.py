@@ -13,7 +13,7 @@ import pandas as pd
 from cellray import plots, storage
 from cellray.tracking import Tracker
 from cellray.train.evaluation import HeadResult, flat_metrics, write_report
-from cellray.train.finetune import METRICS, FinetuneConfig
+from cellray.train.finetune import METRICS, TEST_FIGURES, FinetuneConfig
 from cellray.train.search.options import SearchConfig, lower_is_better, plain
 from cellray.train.search.space import Space, with_values
 from cellray.train.search.study import COMPLETE, STOPPED, best_trials, importances, spread_of, trial_table
@@ -100,7 +100,8 @@ def write_search_report(
         if storage.exists(uri):  # of a search that was broken off before its model was published
             storage.remove_directory(uri)
         storage.publish_directory(folder, uri, last=METRICS)
-    tracker.log_metrics(flat_metrics(results) | {f"best/{name}": v for name, v in winner.reached.items()}, 0)
+    tested_on = {f"{TEST_FIGURES}{name}": value for name, value in flat_metrics(results).items()}
+    tracker.log_metrics(tested_on | {f"best/{name}": v for name, v in winner.reached.items()}, 0)
     return results
 
 
