@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from cellray.data.corpora.codes import CodedColumn
+from cellray.train.contracts import Batch
 from cellray.train.evaluation import flat_metrics, gene_head_result, head_result, write_report
 from cellray.train.folds import TEST, SplitConfig, gene_folds, split_cells
 from cellray.train.metrics.genes import GeneSums, gene_metrics
-from cellray.train.tasks.cells import CellTask, CellTaskConfig
+from cellray.train.tasks.cells import CellScores, CellTask, CellTaskConfig
 from cellray.train.tasks.gene_labels import GeneLabels
 from cellray.train.tasks.labels import ClassLabels, ValueLabels
 from tests.benchmarks.classification import baseline, log_normalised
@@ -154,3 +156,17 @@ def test_what_is_watched_is_there_even_if_it_is_not_defined(labels: dict[str, Cl
         found = cell_task(own, "macro_f1").metrics(0, 1, arrays)
         assert np.isnan(found["macro_f1"])
         assert "accuracy" not in found
+
+
+def test_answers_come_together_by_cell() -> None:
+    """A row without a cell, which a worker runs to keep step with the others, is left out."""
+    scores = CellScores(["kind"], [], {"kind": []})
+    for cells in ([7, 2, -1], [5, 0]):
+        answers = {"kind": torch.tensor(cells)[:, None] / 10}
+        scores.add(Batch(torch.zeros(len(cells), 1), np.ones(len(cells), np.int64), np.array(cells)), answers)
+    found = scores.arrays(1)
+    assert found["cells"].tolist() == [0, 2, 5, 7]
+    np.testing.assert_allclose(found["head kind"], [[0.0], [0.2], [0.5], [0.7]])
+    scores.cells[1][0] = 7
+    with pytest.raises(AssertionError):
+        scores.arrays(1)

@@ -94,6 +94,7 @@ class CellScores:
         """Return cells in ascending order and the output of each head."""
         cells = np.concatenate(gather_from_all(self.cells, world_size) or [np.empty(0, np.int64)])
         order = np.argsort(cells, kind="stable")
+        assert (np.diff(cells[order]) > 0).all()  # else a cell would count twice
         outputs = {name: gather_from_all(parts, world_size) for name, parts in self.outputs.items()}
         filled = {name: np.concatenate(parts)[order] for name, parts in outputs.items() if parts}
         return {_CELLS: cells[order], **{f"head {name}": output for name, output in filled.items()}}
