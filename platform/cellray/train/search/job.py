@@ -36,6 +36,7 @@ from cellray.train.search.study import (
     require_one_success,
     retry_interrupted,
 )
+from cellray.train.search.task_fields import check_task_fields, with_task_fields
 from cellray.train.search.trial import SilentSession
 from cellray.train.search.tuner import check_trial_resources, run_trials
 from cellray.train.tasks.contract import Task
@@ -149,6 +150,7 @@ def _open(config: SearchConfig) -> _Opened:
     """Open and check everything that can be checked before anything starts."""
     corpus, task_config, space = Corpus.open(config.corpus), read_task(config.task), read_space(config.space)
     space.check(config.base())
+    check_task_fields(space.parameters, task_config, set(config.objectives), config.space)
     parent = open_parent(config, corpus)
     request = search_request(config, corpus, parent, task_config, space)
     check_objectives(config, trial_task(task_config).open(corpus))
@@ -203,7 +205,8 @@ def _promote(opened: _Opened, study: "Study", place: StudyPlace, winner: Winner,
     facts |= {"trials": len(ended(study)), "space": opened.space.to_json()}
     report = f"{opened.output}.report"
     write_search_report(report, config, opened.space, study, winner, opened.task, answers, facts, tracker)
-    made = provenance(opened.job.base, opened.corpus, opened.parent, opened.request, opened.task_config)
+    task = with_task_fields(opened.task_config, winner.values)
+    made = provenance(opened.job.base, opened.corpus, opened.parent, opened.request, task)
     made |= {"run": tracker.where(), "search": winner.to_json() | facts}
     publish(plans[-1], opened.corpus, made, opened.output)
 

@@ -15,6 +15,7 @@ from cellray.train.folds import TRAIN, InnerFolds
 from cellray.train.order import RandomPart, Selection
 from cellray.train.precision import Autocast
 from cellray.train.search.space import with_values
+from cellray.train.search.task_fields import with_task_fields
 from cellray.train.tasks.contract import ALL, Task
 from cellray.train.tasks.table import TaskConfig
 
@@ -65,7 +66,7 @@ class TrialJob:
         ValidationError, InputError
             The options do not fit the model or the data.
         """
-        task = trial_task(self.task)
+        task = trial_task(with_task_fields(self.task, values))
         found = []
         for plan in self._plans(values, task, [(fold, TRAIN) for fold in range(task.split.folds)]):
             place = (
@@ -84,7 +85,7 @@ class TrialJob:
         steps
             To train: what was best in the inner folds.
         """
-        task = final_task(self.task)
+        task = final_task(with_task_fields(self.task, values))
         parts = [TRAIN, ALL] if task.split.test_fraction > 0 else [TRAIN]
         found: list[FinetunePlan] = []
         for plan in self._plans(values, task, [(0, part) for part in parts]):

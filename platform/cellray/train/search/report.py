@@ -17,14 +17,16 @@ from cellray.train.finetune import METRICS, TEST_FIGURES, FinetuneConfig
 from cellray.train.search.options import SearchConfig, lower_is_better, plain
 from cellray.train.search.space import Space, with_values
 from cellray.train.search.study import COMPLETE, STOPPED, best_trials, importances, spread_of, trial_table
+from cellray.train.search.task_fields import with_task_fields, without_task_fields
 from cellray.train.tasks.contract import Arrays, Task
+from cellray.train.tasks.table import read_task
 
 if TYPE_CHECKING:
     from optuna import Study
 
 logger = logging.getLogger(__name__)
 
-TRIALS, BEST = "trials.csv", "best.toml"
+TRIALS, BEST, BEST_TASK = "trials.csv", "best.toml", "best_task.toml"
 _UNNAMED = {"corpus", "model", "task", "output", "tracking_uri", "register_as"}
 
 
@@ -111,11 +113,29 @@ def write_search_files(
     """Write the table of trials, the best options and the pictures; returns the files."""
     table = trial_table(study, config.objectives, space.decode)
     table.to_csv(folder / TRIALS, index=False)
-    (folder / BEST).write_text(best_toml(config, winner))
-    return [folder / TRIALS, folder / BEST, *_draw(folder, config, study, table, winner, title)]
+    made = [folder / TRIALS, folder / BEST]
+    own = best_task(config, winner)
+    (folder / BEST).write_text(best_toml(config, winner, task_of(config) if own else None))
+    if own:
+        made.append(folder / BEST_TASK)
+        made[-1].write_text(own)
+    return [*made, *_draw(folder, config, study, table, winner, title)]
 
 
-def best_toml(config: SearchConfig, winner: Winner) -> str:
+def task_of(config: SearchConfig) -> str:
+    """Return where the best task lies once the report is published."""
+    return storage.join(f"{storage.absolute(config.output)}.report", BEST_TASK)
+
+
+def best_task(config: SearchConfig, winner: Winner) -> str:
+    """Return the task file with the winner's values, empty where none of its fields was searched."""
+    if winner.values.keys() == without_task_fields(winner.values).keys():
+        return ""
+    content = with_task_fields(read_task(config.task), winner.values).model_dump(mode="json", exclude_none=True)
+    return "".join(f"{name} = {_toml(value)}\n" for name, value in content.items())
+
+
+def best_toml(config: SearchConfig, winner: Winner, task: str | None = None) -> str:
     """Return the winner's options as a file for `jobs.finetune --config`: those that were searched or are not default.
 
     Where runs are recorded is left out, since that may hold a password.
@@ -124,7 +144,7 @@ def best_toml(config: SearchConfig, winner: Winner) -> str:
     told: dict[str, Any] = {
         "corpus": storage.absolute(config.corpus),
         "model": config.model if config.model.startswith("models:") else storage.absolute(config.model),
-        "task": storage.absolute(config.task),
+        "task": task or storage.absolute(config.task),
         "output": f"{storage.absolute(config.output)}.best",
     }
     for name, value in best.model_dump(mode="json").items():
@@ -141,7 +161,11 @@ def best_toml(config: SearchConfig, winner: Winner) -> str:
 
 
 def _toml(value: Any) -> str:  # noqa: ANN401
-    """Return a value in TOML; JSON's text, numbers and lists are TOML's too."""
+    """Return a value in TOML; JSON's text and numbers are TOML's too."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{json.dumps(key)} = {_toml(each)}' for key, each in value.items())}}}"
     return json.dumps(value, allow_nan=False)
 
 
