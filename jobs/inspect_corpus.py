@@ -1,4 +1,4 @@
-"""Show what a corpus is made of and what its cells are like; with --verify, check that it still is."""
+"""Show what a corpus is made of and what its cells are like, or how far a screen is; --verify checks a corpus."""
 
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
@@ -9,6 +9,7 @@ from cellray.data.corpora.corpus import Corpus, damaged_shards
 from cellray.data.corpora.statistics import corpus_statistics, describe
 from cellray.data.report import report
 from cellray.errors import InputError, listing
+from cellray.infer.partial import describe_screen, is_screen
 from cellray.plots import length_histogram_png
 from jobs._run import run_job
 
@@ -16,7 +17,7 @@ from jobs._run import run_job
 class InspectConfig(JobConfig):
     """Show the manifest of a token corpus, and on request its statistics, for people."""
 
-    corpus: CliPositionalArg[str] = Field(description="token corpus, from jobs.tokenize_corpus")
+    corpus: CliPositionalArg[str] = Field(description="token corpus, or shifts, finished or not")
     verify: bool = Field(False, description="also recompute the digest of every shard")
     statistics: bool = Field(False, description="also count lengths and obs labels over all cells")
     plot: str | None = Field(None, description="also draw the histogram of lengths to this .png")
@@ -24,7 +25,9 @@ class InspectConfig(JobConfig):
 
 
 def main(config: InspectConfig) -> str:
-    """Describe the corpus and, if asked, read it through."""
+    """Describe the corpus and, if asked, read it through; or describe a screen."""
+    if is_screen(config.corpus):
+        return describe_screen(config.corpus)
     corpus = Corpus.open(config.corpus)
     manifest = corpus.manifest
     lines = [

@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -194,6 +194,20 @@ def parse_config(config_class: type[ConfigT], argv: Sequence[str], program: str)
     return config_class(**settings.model_dump())
 
 
+def make_config(config_class: type[ConfigT], values: Mapping[str, Any], subject: str) -> ConfigT:
+    """Make a job's options from values, with the errors of the command line.
+
+    Raises
+    ------
+    InputError
+        An unknown option, a missing one or a value of the wrong type or range; `subject` names the caller.
+    """
+    try:
+        return config_class(**values)
+    except ValidationError as error:
+        raise _explain(error, config_class, subject, f"See help({subject}).") from None
+
+
 def _read_toml(path: Path | None) -> dict[str, Any]:
     """Read a configuration file; options may be written with dashes, as on the command line."""
     if path is None:
@@ -214,7 +228,7 @@ def _warn_of_unknown_variables(config_class: type[JobConfig]) -> None:
             logger.warning("the environment variable %s is no option of this job", name)
 
 
-def _explain(error: ValidationError, config_class: type[JobConfig], program: str) -> InputError:
+def _explain(error: ValidationError, config_class: type[JobConfig], program: str, fix: str | None = None) -> InputError:
     """Turn pydantic's report into one line that names the options as they are typed."""
     options = [_option(name) for name in config_class.model_fields]
     found = []
@@ -229,7 +243,7 @@ def _explain(error: ValidationError, config_class: type[JobConfig], program: str
                 found.append(str(problem["ctx"]["error"]))
             case _:
                 found.append(f"{option} {problem['input']!r}: {problem['msg']}")
-    return InputError(program, "every option must be known and valid", "; ".join(found), _help(program))
+    return InputError(program, "every option must be known and valid", "; ".join(found), fix or _help(program))
 
 
 def _slips(message: str, config_class: type[JobConfig]) -> str:

@@ -10,6 +10,8 @@ from cellray.schema import CELL_ID, Manifest, Parent, PartRecord, Record
 
 EFFECTS = "effects"
 """Folder of the parts with gene effects, below the directory of a screen."""
+NOTE = "screen.json"
+"""What a screen is to do, written when it begins: a reader of an unfinished one finds it there."""
 
 PERTURBATION = "perturbation"
 GENES = "genes"
@@ -22,6 +24,8 @@ GROUP_MARK = "|"
 INSERTED = -1
 """Rank of a gene that the cell did not express."""
 SHIFT_PREFIX = "shift:"
+BEFORE_PREFIX, CHANGE_PREFIX = "before:", "change:"
+"""Stand before the name of a prediction (see `cellray.prediction_schema`): what it was, and how it changed."""
 
 Kind = Literal["delete", "overexpress", "inhibit", "activate"]
 
@@ -31,12 +35,19 @@ def shift_column(state: str) -> str:
     return SHIFT_PREFIX + state
 
 
-def shift_schema(states: Iterable[str], obs: Sequence[pa.Field]) -> pa.Schema:
+def answer_columns(predictions: Iterable[str]) -> list[str]:
+    """Return the columns of predictions: of each what it was before the edit, and by how much the edit changed it."""
+    return [prefix + name for name in predictions for prefix in (BEFORE_PREFIX, CHANGE_PREFIX)]
+
+
+def shift_schema(states: Iterable[str], obs: Sequence[pa.Field], predictions: Iterable[str] = ()) -> pa.Schema:
     """Return the schema of a screen: one row for each cell and perturbation.
 
     `rank` is that of the gene in the cell before the edit, of genes perturbed together the best, `INSERTED` if the cell
     expresses none of them. `similarity` is the cosine similarity of the edited and the unedited cell, 1 = no effect.
     `shift:STATE` is the cosine similarity to the state after less that before; positive = towards the state.
+    `before:PREDICTION` is what a fine-tuned model's head tells of the unedited cell, as `disease.probability.sick`, and
+    `change:PREDICTION` what it tells of the edited one less that.
     """
     return pa.schema(
         [
@@ -47,6 +58,7 @@ def shift_schema(states: Iterable[str], obs: Sequence[pa.Field]) -> pa.Schema:
             pa.field(CELL_GENES, pa.int32(), nullable=False),
             pa.field(SIMILARITY, pa.float32(), nullable=False),
             *(pa.field(shift_column(state), pa.float32(), nullable=False) for state in states),
+            *(pa.field(column, pa.float32(), nullable=False) for column in answer_columns(predictions)),
             *obs,
         ]
     )
@@ -78,6 +90,45 @@ class States(Record):
         return (self.start, *(() if self.goal is None else (self.goal,)), *self.alternatives)
 
 
+class Lacking(Record):
+    """Chosen cells whose rows lack a listed gene: it is not perturbed there, or is inserted by overexpression.
+
+    Attributes
+    ----------
+    cells
+        Those that lack one at least.
+    genes
+        For each listed gene that is lacking somewhere, in how many cells.
+    named
+        The first such cells, in the corpus's order.
+    """
+
+    cells: int
+    genes: dict[str, int]
+    named: tuple[str, ...]
+
+
+class ScreenNote(Record):
+    """What a screen is to do: `screen.json`.
+
+    Attributes
+    ----------
+    units
+        Parts it will have.
+    perturbations
+        Perturbations of cells at most; some may turn out not to apply.
+    """
+
+    artefact: Literal["screen to do"] = "screen to do"
+    request: str
+    kind: Kind
+    corpus: str
+    model: str
+    cells: int
+    units: int
+    perturbations: int
+
+
 class ShiftManifest(Manifest):
     """Manifest of an in silico perturbation screen.
 
@@ -93,6 +144,10 @@ class ShiftManifest(Manifest):
         How the perturbations were asked for, as far as a reader may want to know.
     skipped
         Why cells were not perturbed: reason to cells.
+    lacking
+        Which chosen cells lack which listed gene; None where every gene of a cell was perturbed alone.
+    predictions
+        What a fine-tuned model told, by the names of `cellray.prediction_schema`.
     effect_parts
         Parts with gene effects; none if these were not asked for.
     """
@@ -109,6 +164,8 @@ class ShiftManifest(Manifest):
     obs_kinds: dict[str, str] = Field(default_factory=dict)
     design: dict[str, Any] = Field(default_factory=dict)
     skipped: dict[str, int] = Field(default_factory=dict)
+    lacking: Lacking | None = None
+    predictions: tuple[str, ...] = ()
     effect_parts: tuple[PartRecord, ...] = ()
 
 

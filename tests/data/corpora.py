@@ -11,7 +11,7 @@ from cellray.data.corpora.corpus import Corpus
 from cellray.data.parts import make_part
 from cellray.data.plan import common_kinds, describe_source
 from cellray.data.publishing import publish_manifest
-from cellray.data.tokenization import Job, TokenizeConfig, TokenizeOptions, TokenizeWorker, _manifest, plan_units
+from cellray.data.tokenization import Job, TokenizeConfig, TokenizeOptions, TokenizeWorker, corpus_manifest, plan_units
 from cellray.vocabulary import GeneVocabulary
 
 
@@ -29,7 +29,7 @@ def tokenized(
     job = Job(str(output), plans, [], options, plan_units(plans, options, cells_per_shard))
     storage.write_bytes(str(output / schema.VOCABULARY), vocabulary.to_json())
     parts = [make_part(unit, TokenizeWorker(options), str(output)) for unit in job.units]
-    publish_manifest(str(output), _manifest(job, parts, {}))
+    publish_manifest(str(output), corpus_manifest(job, parts, {}))
     return Corpus.open(str(output))
 
 

@@ -1,10 +1,13 @@
 """Designs of perturbations: what each option and each file asks for, and what is refused."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from cellray.data.medians.gene_tables import read_gene_names, read_symbols
 from cellray.errors import InputError
 from cellray.infer.design import Design, make_design, read_design
 from cellray.perturbation import NO_TOKEN
@@ -73,3 +76,32 @@ def test_a_panel_that_is_too_large(vocabulary: GeneVocabulary, monkeypatch: pyte
     monkeypatch.setattr("cellray.infer.design.MOST_LISTED", 40)
     with pytest.raises(InputError, match="at most 40 perturbations; found 45"):
         make_design(vocabulary, tuple(GENES[:10]), pairs=True)
+
+
+def test_genes_by_symbol_version_and_retired_id(vocabulary: GeneVocabulary, tmp_path: Path) -> None:
+    own = replace(vocabulary, symbols={"CD3E": A, "GATA4": B}, retired_ids={"ENSG00000000099": C})
+    asked = ("CD3E", f"{B}.12", "ENSG00000000099")
+    assert lists(make_design(own, asked, together=True), own) == [f"{A}|{B}|{C}"]
+    assert lists(make_design(own, ("GATA4",), anchor=("CD3E",)), own) == [A, B, f"{A}|{B}"]
+    (tmp_path / "d.csv").write_text("name,genes\nboth,CD3E|GATA4\n")
+    assert lists(read_design(own, str(tmp_path / "d.csv")), own) == [f"{A}|{B}"]
+    with pytest.raises(InputError, match=r"every gene must be in the vocabulary; found 'CD3E'.*--gene-names"):
+        make_design(vocabulary, ("CD3E",))
+    (tmp_path / "n.csv").write_text(f"gene_id,symbol\n{A},TBX5\n{B},TBX5\n{C}.3,CD3E\nENSG00000000777,CD3E\n")
+    symbols = read_symbols(str(tmp_path / "n.csv"))
+    assert lists(make_design(own, ("CD3E",), symbols=symbols), own) == [C]  # the table outweighs the vocabulary
+    with pytest.raises(InputError) as caught:
+        make_design(vocabulary, ("TBX5",), symbols=symbols)
+    assert f"a symbol must mean one gene; found 'TBX5 ({A}, {B})'" in str(caught.value)
+    with pytest.raises(InputError, match=f"a gene may be listed once only; found 'CD3E', '{A}'"):
+        make_design(own, ("CD3E", B, A))
+
+
+def test_symbols_from_json_either_way_round(tmp_path: Path) -> None:
+    for name, value in (("a", {A: "X", B: "X", C: "Y"}), ("b", {"X": A, "Y": C, "Z": C})):
+        (tmp_path / f"{name}.json").write_text(json.dumps(value))
+    assert read_symbols(str(tmp_path / "a.json")) == {"X": (A, B), "Y": (C,)}
+    assert read_symbols(str(tmp_path / "b.json")) == {"X": (A,), "Y": (C,), "Z": (C,)}
+    assert read_gene_names(str(tmp_path / "b.json")) == {A: "X", C: "Y"}
+    with pytest.raises(InputError, match="the file must exist"):
+        read_symbols(str(tmp_path / "c.json"))

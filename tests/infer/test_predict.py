@@ -76,7 +76,6 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
         return tuple(make_part(unit, worker, output) for unit in units)
 
     monkeypatch.setattr(predict, "run_units_on_actors", run_here)
-    monkeypatch.setattr(predict, "ensure_ray", lambda: None)
 
 
 def alone(model: AnnotatedEncoder, row: dict[str, object]) -> dict[str, np.ndarray]:

@@ -128,22 +128,46 @@ def describe_source(uri: str, options: ReadOptions, vocabulary: GeneVocabulary) 
         The source breaks a rule.
     """
     with open_source(uri, options.matrix) as source:
-        kinds = {name: kind for name, kind in source.obs_kinds().items() if name in options.obs_columns}
-        if options.missing_obs == "fail":
-            kinds = require_obs(source, options.obs_columns)
-        clash = sorted(set(kinds) & set(schema.RESERVED_COLUMNS))
-        if clash:
-            raise InputError(uri, "an obs column may not bear a name of the corpus", listing(clash), "Rename it.")
+        kinds = wanted_kinds(source, options)
         stamp = stamp_of(uri)
         mapping = read_mapping(uri, stamp.version, options.matrix, options.gene_ids, vocabulary)
-        block = first_cells(source)
-        n_counts = check_block(block, source).n_counts
-        if options.n_counts_column:
-            require_obs(source, [options.n_counts_column])
-            total_counts(source, options.n_counts_column, block.start, block.start + block.n_cells, n_counts)
-        suspected = suspicions(block, n_counts)
-        warnings = (*left_out_warning(source), *gene_ids.few_genes_warning(mapping.report), *suspected)
-        return SourcePlan(uri, format_of(uri), stamp, source.n_cells, mapping.report, kinds, warnings)
+        return describe_open(source, options, format_of(uri), stamp, kinds, mapping)
+
+
+def wanted_kinds(source: CountSource, options: ReadOptions) -> dict[str, str]:
+    """Return the kinds of the wanted obs columns of an open source.
+
+    Raises
+    ------
+    InputError
+        One is missing, or bears a name that corpora use themselves.
+    """
+    kinds = {name: kind for name, kind in source.obs_kinds().items() if name in options.obs_columns}
+    if options.missing_obs == "fail":
+        kinds = require_obs(source, options.obs_columns)
+    clash = sorted(set(kinds) & set(schema.RESERVED_COLUMNS))
+    if clash:
+        raise InputError(source.uri, "an obs column may not bear a name of the corpus", listing(clash), "Rename it.")
+    return kinds
+
+
+def describe_open(
+    source: CountSource,
+    options: ReadOptions,
+    kind: str,
+    stamp: storage.FileStamp,
+    obs_kinds: dict[str, str],
+    mapping: gene_ids.ColumnMapping,
+) -> SourcePlan:
+    """Check the first cells of an open source and put together what is known of it; see `describe_source`."""
+    block = first_cells(source)
+    n_counts = check_block(block, source).n_counts
+    if options.n_counts_column:
+        require_obs(source, [options.n_counts_column])
+        total_counts(source, options.n_counts_column, block.start, block.start + block.n_cells, n_counts)
+    suspected = suspicions(block, n_counts)
+    warnings = (*left_out_warning(source), *gene_ids.few_genes_warning(mapping.report), *suspected)
+    return SourcePlan(source.uri, kind, stamp, source.n_cells, mapping.report, obs_kinds, warnings)
 
 
 class HasObs(Protocol):

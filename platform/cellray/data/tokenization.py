@@ -189,7 +189,7 @@ def tokenize_corpus(config: TokenizeConfig) -> CorpusManifest:
     broken = {u.source: r for u, r in zip(job.units, results, strict=True) if isinstance(r, InputError)}
     if broken and (config.on_bad_file == "fail" or len(broken) == len(job.plans)):
         raise combined(list(broken.values()))
-    manifest = _manifest(job, [r for r in results if isinstance(r, PartRecord)], broken)
+    manifest = corpus_manifest(job, [r for r in results if isinstance(r, PartRecord)], broken)
     if manifest.rows == 0:
         dropped = Counter[str]()
         for source in manifest.sources:
@@ -220,7 +220,7 @@ def dry_run(config: TokenizeConfig) -> str:
     return "\n".join(lines)
 
 
-def _manifest(job: Job, parts: Sequence[PartRecord], broken: Mapping[int, InputError]) -> CorpusManifest:
+def corpus_manifest(job: Job, parts: Sequence[PartRecord], broken: Mapping[int, InputError]) -> CorpusManifest:
     """Account for all sources; those that turned out bad while they were read are left out as a whole."""
     sound = {old: new for new, old in enumerate(i for i in range(len(job.plans)) if i not in broken)}
     kept = [part.model_copy(update={"source": sound[part.source]}) for part in parts if part.source in sound]
@@ -271,7 +271,7 @@ class TokenizeWorker:
 
     def __init__(self, options: TokenizeOptions) -> None:
         self._options = options
-        self._schema = schema.token_schema(options.obs_kinds)
+        self.schema = schema.token_schema(options.obs_kinds)
 
     def __call__(self, unit: Unit, open_part: Callable[[pa.Schema], PartWriter]) -> None:
         """Do one unit."""
@@ -282,12 +282,23 @@ class TokenizeWorker:
         judged = None
         if options.quality is not None:
             judged = options.quality.passed(unit.uri, unit.version, unit.start, unit.stop)
-        part = open_part(self._schema)
+        part = open_part(self.schema)
         with open_source(unit.uri, options.matrix) as source:
-            for block in source.blocks(unit.start, unit.stop, READ_CELLS):
-                first = block.start - unit.start
-                own = None if judged is None else judged[first : first + block.n_cells]
-                self._encode(source, block, mapping, own, part)
+            self.encode(source, unit, mapping, judged, part)
+
+    def encode(
+        self,
+        source: CountSource,
+        unit: Unit,
+        mapping: gene_ids.ColumnMapping,
+        judged: NDArray[np.bool_] | None,
+        part: PartWriter,
+    ) -> None:
+        """Encode a row range of an open source; `judged` is what quality control lets pass, if it was done."""
+        for block in source.blocks(unit.start, unit.stop, READ_CELLS):
+            first = block.start - unit.start
+            own = None if judged is None else judged[first : first + block.n_cells]
+            self._encode(source, block, mapping, own, part)
 
     def _encode(
         self,
@@ -337,7 +348,7 @@ class TokenizeWorker:
             pa.array(np.arange(start, stop)),
             *(obs_values(source, name, kind, start, stop) for name, kind in options.obs_kinds.items()),
         ]
-        return pa.table(columns, schema=self._schema)
+        return pa.table(columns, schema=self.schema)
 
 
 def _account(plan: SourcePlan, own: Sequence[PartRecord], matrix: str) -> SourceRecord:

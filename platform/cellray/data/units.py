@@ -14,7 +14,8 @@ from typing import Any
 
 from cellray.data.guarded import call_guarded
 from cellray.data.parts import Unit, Worker, find_part, make_part
-from cellray.data.progress import Progress
+from cellray.data.progress import CELLS, Measure, Progress
+from cellray.data.session import ensure_ray
 from cellray.errors import InputError, combined
 from cellray.schema import PartRecord
 
@@ -33,7 +34,7 @@ class ActorPool:
     Attributes
     ----------
     least, most
-        Actors.
+        Actors; 0: the work is done in this process, without Ray.
     num_cpus, num_gpus
         Of each.
     """
@@ -73,14 +74,28 @@ def _make(unit: Unit, worker: Worker, output: str) -> PartRecord:
 
 
 def run_units_on_actors(
-    stage: str, output: str, units: Sequence[Unit], make_worker: Callable[[], Worker], pool: ActorPool
+    stage: str,
+    output: str,
+    units: Sequence[Unit],
+    make_worker: Callable[[], Worker],
+    pool: ActorPool,
+    measure: Measure = CELLS,
 ) -> Results:
-    """Do all units on Ray Data's actors, each of which makes one worker and keeps it; see `run_units`."""
+    """Do all units on Ray Data's actors, each of which makes one worker and keeps it; see `run_units`.
+
+    With a pool of no actors one worker does them here.
+    """
+
+    def here(todo: Sequence[Unit]) -> Iterable[tuple[Unit, PartRecord | InputError]]:
+        worker = make_worker()
+        for unit in todo:
+            yield unit, make_part(unit, worker, output)
 
     def do(todo: Sequence[Unit]) -> Iterable[tuple[Unit, PartRecord | InputError]]:
         import ray
         from ray.data import ActorPoolStrategy
 
+        ensure_ray()
         rows = [{"unit": json.dumps(asdict(unit))} for unit in todo]
         dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
             _UnitActor,
@@ -94,7 +109,7 @@ def run_units_on_actors(
             result = InputError(*json.loads(error)) if error else PartRecord.model_validate_json(row["record"])
             yield Unit(**json.loads(row["unit"])), result
 
-    return _run(stage, output, units, do)
+    return _run(stage, output, units, do if pool.most else here, measure)
 
 
 class _UnitActor:
@@ -116,6 +131,7 @@ def _run(
     output: str,
     units: Sequence[Unit],
     do: Callable[[Sequence[Unit]], Iterable[tuple[Unit, PartRecord | InputError]]],
+    measure: Measure = CELLS,
 ) -> Results:
     """Find the parts that are there, do the others."""
     with ThreadPoolExecutor(_CHECKS_AT_ONCE) as threads:
@@ -124,10 +140,11 @@ def _run(
     todo = [unit for unit in units if unit.path not in results]
     if results:
         logger.info("%s: %d of %d parts are there from an earlier run", stage, len(results), len(units))
-    progress = Progress(stage, sum(unit.stop - unit.start for unit in todo))
+    left, total = (sum(map(measure.of, some)) for some in (todo, units))
+    progress = Progress(stage, total, measure.name, total - left)
     for unit, result in do(todo) if todo else ():
         results[unit.path] = result
-        progress.add(unit.stop - unit.start)
+        progress.add(measure.of(unit))
     return tuple(results[unit.path] for unit in units)
 
 

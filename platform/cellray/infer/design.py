@@ -8,7 +8,7 @@ import csv
 import io
 import tomllib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -17,12 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellray import storage
+from cellray.data.gene_ids import known_name
 from cellray.errors import InputError, listing
 from cellray.perturbation import NO_TOKEN
 from cellray.schema import request_digest
 from cellray.vocabulary import GeneVocabulary
 
 ALL_GENES = "all"
+Symbols = Mapping[str, Sequence[str]]
+"""Ids of the genes that bear a symbol."""
 MOST_LISTED = 1_000_000
 """Most perturbations of a listed design; a panel of 1,413 genes has as many pairs."""
 
@@ -87,13 +90,14 @@ def make_design(
     pairs: bool = False,
     anchor: Sequence[str] = (),
     singles: bool = True,
+    symbols: Symbols | None = None,
 ) -> Design:
     """Return the design that a job's options name.
 
     Parameters
     ----------
     genes
-        Ensembl IDs, or `all`.
+        Ensembl IDs or symbols (see `tokens_of`), or `all`.
     together
         Edit the listed genes together.
     pairs
@@ -102,18 +106,20 @@ def make_design(
         Genes that are edited together with each listed gene, or with each gene of a cell.
     singles
         Let pairs be preceded by each of their genes on its own: what their statistics need.
+    symbols
+        More names than the vocabulary has.
 
     Raises
     ------
     InputError
-        A gene is unknown or listed twice, or there are too many perturbations.
+        A gene is unknown, ambiguous or listed twice, or there are too many perturbations.
     """
-    fixed = tokens_of(vocabulary, anchor, "--anchor") if anchor else []
+    fixed = tokens_of(vocabulary, anchor, "--anchor", symbols) if anchor else []
     if list(genes) == [ALL_GENES]:
         if together or pairs:
             raise InputError("--genes all", "is not for --together and --pairs", "both", "List the genes.")
         return Design((), np.empty((0, 1), np.int32), tuple(fixed), every_gene=True)
-    listed = tokens_of(vocabulary, genes, "--genes")
+    listed = tokens_of(vocabulary, genes, "--genes", symbols)
     if together:
         return _listed(vocabulary, [listed])
     if pairs:
@@ -126,18 +132,20 @@ def make_design(
     return _listed(vocabulary, [[token] for token in listed])
 
 
-def read_design(vocabulary: GeneVocabulary, uri: str) -> Design:
+def read_design(vocabulary: GeneVocabulary, uri: str, symbols: Symbols | None = None) -> Design:
     """Return the design of a file.
 
     Parameters
     ----------
     uri
         `.toml`: name = [genes]; `.csv`: columns `name` and `genes`, the latter joined by `|`.
+    symbols
+        More names than the vocabulary has.
 
     Raises
     ------
     InputError
-        The file is not of this kind, or a gene is unknown or listed twice.
+        The file is not of this kind, or a gene is unknown, ambiguous or listed twice.
     """
     fix = "Write a TOML of name = [genes], or a CSV with the columns name and genes (joined by |)."
     try:
@@ -147,7 +155,7 @@ def read_design(vocabulary: GeneVocabulary, uri: str) -> Design:
         raise InputError(uri, "--perturbations names a file", "no such file", "Check the path.") from None
     except (ValueError, tomllib.TOMLDecodeError) as error:
         raise InputError(uri, "--perturbations names a table of genes", str(error), fix) from None
-    lists = [tokens_of(vocabulary, genes, f"{uri}, {name}") for name, genes in table.items()]
+    lists = [tokens_of(vocabulary, genes, f"{uri}, {name}", symbols) for name, genes in table.items()]
     return _listed(vocabulary, lists, tuple(table))
 
 
@@ -170,22 +178,46 @@ def _checked(value: dict[str, Any]) -> dict[str, list[str]]:
     return value
 
 
-def tokens_of(vocabulary: GeneVocabulary, genes: Sequence[str], subject: str) -> list[int]:
+def tokens_of(
+    vocabulary: GeneVocabulary, genes: Sequence[str], subject: str, symbols: Symbols | None = None
+) -> list[int]:
     """Return the token ids of genes.
+
+    Parameters
+    ----------
+    genes
+        Ids as tokenization takes them (with a version or retired, too), or symbols where they are known: those of
+        `symbols` outweigh the vocabulary's own.
 
     Raises
     ------
     InputError
-        There is none, one is not in the vocabulary, or one is listed twice.
+        There is none, one is not in the vocabulary, a symbol has several genes of it, or one is listed twice.
     """
-    unknown = [gene for gene in genes if gene not in vocabulary.genes]
-    twice = [gene for gene, number in Counter(genes).items() if number > 1]
-    for names, rule in ((unknown, "every gene must be in the vocabulary"), (twice, "a gene may be listed once only")):
+    found = {name: candidates(name, vocabulary, symbols or {}) for name in genes}
+    unknown = [name for name, ids in found.items() if not ids]
+    several = [f"{name} ({', '.join(ids)})" for name, ids in found.items() if len(ids) > 1]
+    known = vocabulary.symbols or symbols
+    fix = f"Correct the list; genes are named by Ensembl ID{' or symbol' if known else ' (symbols: --gene-names)'}."
+    for names, rule in ((unknown, "every gene must be in the vocabulary"), (several, "a symbol must mean one gene")):
         if names:
-            raise InputError(subject, rule, listing(names), "Correct the list; genes are named by Ensembl ID.")
+            raise InputError(subject, rule, listing(names), fix)
+    ids = [found[name][0] for name in genes]
+    number = Counter(ids)
+    if twice := [name for name, gene in zip(genes, ids, strict=True) if number[gene] > 1]:
+        raise InputError(subject, "a gene may be listed once only", listing(dict.fromkeys(twice)), fix)
     if not genes:
         raise InputError(subject, "there must be genes", "none", "List some, or say all.")
-    return [vocabulary.genes[gene] for gene in genes]
+    return [vocabulary.genes[gene] for gene in ids]
+
+
+def candidates(name: str, vocabulary: GeneVocabulary, symbols: Symbols) -> list[str]:
+    """Return the genes of the vocabulary that a name may mean."""
+    if name in vocabulary.genes:
+        return [name]
+    told = [gene for gene in symbols.get(name, ()) if gene in vocabulary.genes]
+    gene, _ = known_name(name, vocabulary)
+    return told or [gene] * (gene in vocabulary.genes)
 
 
 def _listed(vocabulary: GeneVocabulary, lists: Sequence[Sequence[int]], names: tuple[str, ...] = ()) -> Design:

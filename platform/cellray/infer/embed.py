@@ -14,7 +14,7 @@ from cellray import schema, storage
 from cellray.data.collate import TokenRows, token_budget_batches
 from cellray.data.parts import PartWriter, Unit
 from cellray.data.publishing import finished, publish_manifest
-from cellray.data.session import ensure_ray, plain_errors
+from cellray.data.session import plain_errors
 from cellray.data.units import require_records, run_units_on_actors
 from cellray.infer.replicas import Replica, ReplicaConfig, open_pair
 from cellray.model.encoder import CellEncoder, check_layer, first_hidden_states, load_encoder
@@ -164,7 +164,6 @@ def embed_cells(config: EmbedConfig) -> EmbeddingManifest:
     if done := finished(output, request, EmbeddingManifest):
         return done
     load_encoder(model, config.layer)  # weights that do not fit fail before actors start
-    ensure_ray()
     replica, obs_columns = config.replica(corpus, reference), tuple(corpus.manifest.obs_kinds)
     options = EmbedOptions(replica, config.layer, config.pooling, obs_columns)
     parts = require_records(run_units_on_actors("embed", output, units, lambda: EmbedWorker(options), config.pool))

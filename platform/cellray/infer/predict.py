@@ -11,7 +11,7 @@ from cellray import prediction_schema, schema, storage
 from cellray.data.corpora.corpus import Corpus, read_rows
 from cellray.data.parts import PartWriter, Unit, make_part
 from cellray.data.publishing import finished, publish_manifest
-from cellray.data.session import ensure_ray, plain_errors
+from cellray.data.session import plain_errors
 from cellray.data.units import require_records, run_units_on_actors
 from cellray.errors import InputError
 from cellray.infer.gene_sums import GeneSums
@@ -82,7 +82,6 @@ def predict_cells(config: PredictConfig) -> PredictionManifest:
     if done := finished(output, request, PredictionManifest):
         return done
     load_annotator(model)  # weights that do not fit fail before actors start
-    ensure_ray()
     names = tuple(spec.name for spec in specs)
     options = PredictOptions(config.replica(corpus, reference), level, names, obs_columns)
     place = storage.join(output, _PARTIAL) if level == "gene" else output

@@ -34,7 +34,9 @@ class ReplicaConfig(JobConfig):
         description="tokens computed at once with padding, default: 2,048 on CPU, 65,536 on GPU [tokens]",
     )
     cells_per_part: int = Field(2048, ge=1, description="most cells of a parquet part [cells]")
-    actors: tuple[int, int] = Field((1, 1), description="least and most model replicas, as 1,8")
+    actors: tuple[int, int] = Field(
+        (1, 1), description="least and most model replicas, as 1,8; 0: the work is done in this process, without Ray"
+    )
     cpus_per_actor: float = Field(1, gt=0, description="CPUs each replica reserves [CPUs]")
     threads: int | None = Field(
         None,
@@ -53,7 +55,8 @@ class ReplicaConfig(JobConfig):
 
     @model_validator(mode="after")
     def _least_and_most(self) -> "ReplicaConfig":
-        check_bounds("--actors", self.actors)
+        if self.actors != (0, 0):
+            check_bounds("--actors", self.actors)
         return self
 
     @property
@@ -72,7 +75,7 @@ class ReplicaConfig(JobConfig):
             corpus=corpus.uri,
             model=model,
             token_budget=self.budget,
-            threads=self.threads or default_threads(self.actors[1], self.cpus_per_actor),
+            threads=self.threads or default_threads(max(1, self.actors[1]), self.cpus_per_actor),
             gpu=self.gpus_per_actor > 0,
         )
 

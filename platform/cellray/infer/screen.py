@@ -4,6 +4,7 @@ What a replica computes is `cellray.infer.screen_worker`'s; statistics are `cell
 """
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -14,22 +15,26 @@ from pydantic import Field, model_validator
 from cellray import schema, storage
 from cellray.data.corpora.codes import read_codes
 from cellray.data.corpora.corpus import Corpus, scan
+from cellray.data.medians.gene_tables import read_symbols
 from cellray.data.parts import Unit, find_part
+from cellray.data.progress import Measure
 from cellray.data.publishing import finished, publish_manifest
-from cellray.data.session import ensure_ray, plain_errors
+from cellray.data.session import plain_errors
 from cellray.data.units import require_records, run_units_on_actors
 from cellray.errors import InputError, listing
+from cellray.infer.answers import cell_heads, prediction_names
 from cellray.infer.choice import choose_cells
 from cellray.infer.design import ALL_GENES, Design, make_design, read_design
+from cellray.infer.lacking import find_lacking
 from cellray.infer.replicas import ReplicaConfig, open_pair
 from cellray.infer.screen_worker import ScreenOptions, ScreenWorker, effect_unit
-from cellray.infer.states import state_embeddings
+from cellray.infer.states import read_states, state_embeddings
 from cellray.model.checkpoint import ModelDirectory
 from cellray.model.encoder import check_layer, load_encoder
 from cellray.model.pooling import check_pooling
 from cellray.models import ModelReference
 from cellray.perturbation import make_edit
-from cellray.shift_schema import EFFECTS, Kind, ShiftManifest, States
+from cellray.shift_schema import EFFECTS, NOTE, Kind, ScreenNote, ShiftManifest, States, shift_schema
 
 logger = logging.getLogger(__name__)
 
@@ -42,11 +47,16 @@ class ScreenConfig(ReplicaConfig):
     output: str = Field(description="directory or s3:// URI of the shifts (parquet)")
     kind: Kind = Field("delete", description="delete, overexpress, inhibit or activate")
     quartiles: int = Field(1, ge=1, le=3, description="quartiles of rank to move by; for inhibit and activate")
-    genes: tuple[str, ...] = Field((ALL_GENES,), description="all, or Ensembl IDs: each is perturbed on its own")
+    genes: tuple[str, ...] = Field(
+        (ALL_GENES,), description="all, or Ensembl IDs or symbols, each perturbed on its own"
+    )
     together: bool = Field(False, description="perturb the listed genes together")
     pairs: bool = Field(False, description="perturb all pairs of the listed genes, and each of them")
     anchor: tuple[str, ...] = Field((), description="genes perturbed together with each listed one, or each of a cell")
     perturbations: str | None = Field(None, description="TOML of name = [genes], or CSV with columns name, genes (A|B)")
+    gene_names: str | None = Field(
+        None, description="Ensembl IDs and symbols (.csv, .tsv, .parquet, .json); default: the vocabulary's symbols"
+    )
     layer: int = Field(-1, description="hidden state: 0 = last, -1 = second to last, ...")
     pooling: Literal["cell", "cls"] = Field("cell", description="cell (mean over genes) or cls (V2 models)")
     precision: Literal["float32", "bf16", "fp16"] = Field("float32", description="in which the model computes")
@@ -55,6 +65,12 @@ class ScreenConfig(ReplicaConfig):
     goal: str | None = Field(None, description="state that shifts are measured towards")
     alternatives: tuple[str, ...] = Field((), description="further states that shifts are measured towards")
     state_statistic: Literal["mean", "median"] = Field("mean", description="of a state's cell embeddings")
+    state_embeddings: str | None = Field(
+        None, description="parquet with the columns state and embedding: these states, not those of the corpus"
+    )
+    probabilities: bool = Field(
+        False, description="also the change of what a fine-tuned model tells of the cell; it sees each copy once more"
+    )
     effects: bool = Field(False, description="also write the effect on each gene of the cell; with --pooling cell")
     max_cells: int | None = Field(None, ge=1, description="perturb so many cells, drawn evenly over --donor [cells]")
     donor: str | None = Field(None, description="obs column of donors, for --max-cells")
@@ -66,13 +82,16 @@ class ScreenConfig(ReplicaConfig):
 
     @model_validator(mode="after")
     def _goes_together(self) -> "ScreenConfig":
-        given = [self.state_column is not None, self.start is not None, self.goal is not None]
+        given = [self.start is not None, self.goal is not None]
+        if self.state_embeddings is not None and not all(given):
+            raise ValueError("--state-embeddings needs --start and --goal")
+        given.append(self.state_column is not None or self.state_embeddings is not None)
         if any(given) and not all(given):
             raise ValueError("--state-column, --start and --goal go together")
         states = [self.start, self.goal, *self.alternatives]
-        if self.state_column is not None and len(set(states)) < len(states):
+        if self.start is not None and len(set(states)) < len(states):
             raise ValueError("--start, --goal and --alternatives must be different states")
-        if self.alternatives and self.state_column is None:
+        if self.alternatives and self.start is None:
             raise ValueError("--alternatives needs --state-column, --start and --goal")
         if self.effects and self.pooling != "cell":
             raise ValueError("--effects needs --pooling cell")
@@ -105,6 +124,8 @@ class ScreenPlan:
         Why others are not: reason to cells.
     copies, tokens
         Perturbed copies at most, and tokens to compute.
+    work
+        Perturbed copies of each unit at most, by its key: what progress is told in.
     """
 
     units: list[Unit]
@@ -113,6 +134,7 @@ class ScreenPlan:
     skipped: dict[str, int]
     copies: int
     tokens: int
+    work: dict[str, int]
 
 
 @plain_errors()
@@ -136,10 +158,20 @@ def screen(config: ScreenConfig) -> ShiftManifest | ScreenPlan:
     request = schema.request_digest(artefact="perturbation shifts", units=[unit.key for unit in plan.units])
     if done := finished(output, request, ShiftManifest):
         return done
+    note = ScreenNote(
+        request=request,
+        kind=config.kind,
+        corpus=corpus.uri,
+        model=reference.uri,
+        cells=int(plan.chosen_n.sum()),
+        units=len(plan.units),
+        perturbations=plan.copies,
+    )
+    storage.write_bytes(storage.join(output, NOTE), note.model_dump_json(indent=1).encode())
     load_encoder(model, config.layer)  # weights that do not fit fail before actors start
-    ensure_ray()
     options = _options(config, corpus, model, reference, design, plan)
-    results = run_units_on_actors("perturb", output, plan.units, lambda: ScreenWorker(options), config.pool)
+    measure = Measure("perturbations", lambda unit: plan.work[unit.key])
+    results = run_units_on_actors("perturb", output, plan.units, lambda: ScreenWorker(options), config.pool, measure)
     parts = require_records(results)
     manifest = _manifest(config, corpus, model, reference, design, plan, parts, request)
     publish_manifest(output, manifest)
@@ -154,10 +186,16 @@ def open_design(config: ScreenConfig, corpus: Corpus) -> Design:
     InputError
         A gene is unknown or listed twice, or there are too many perturbations.
     """
+    symbols = None if config.gene_names is None else read_symbols(config.gene_names)
     if config.perturbations is not None:
-        return read_design(corpus.vocabulary, config.perturbations)
+        return read_design(corpus.vocabulary, config.perturbations, symbols)
     return make_design(
-        corpus.vocabulary, config.genes, together=config.together, pairs=config.pairs, anchor=config.anchor
+        corpus.vocabulary,
+        config.genes,
+        together=config.together,
+        pairs=config.pairs,
+        anchor=config.anchor,
+        symbols=symbols,
     )
 
 
@@ -184,8 +222,9 @@ def make_plan(config: ScreenConfig, corpus: Corpus, model: ModelDirectory, desig
         "states": _state_parameters(config),
         "budget": config.budget,
         **{name: getattr(config, name) for name in ("kind", "quartiles", "layer", "pooling", "precision", "effects")},
+        **({"heads": [spec.to_json() for spec in cell_heads(model)]} if config.probabilities else {}),
     }
-    units, ranges, first = [], {}, 0
+    units, ranges, work, first = [], {}, {}, 0
     for unit in corpus.plan_units(cells, **parameters):
         own = chosen_n[first : first + unit.stop - unit.start]
         for start in range(0, most, _COPIES_PER_UNIT) if own.any() else []:
@@ -193,9 +232,10 @@ def make_plan(config: ScreenConfig, corpus: Corpus, model: ModelDirectory, desig
             key = schema.request_digest(unit=unit.key, first=start, stop=stop)
             units.append(replace(unit, key=key))
             ranges[key] = (first, start, stop)
+            work[key] = int(np.clip(each_n[first : first + len(own)][own] - start, 0, stop - start).sum())
         first += len(own)
     copies = int(each_n[chosen_n].sum())
-    return ScreenPlan(units, ranges, chosen_n, skipped, copies, int((each_n * length_n)[chosen_n].sum()))
+    return ScreenPlan(units, ranges, chosen_n, skipped, copies, int((each_n * length_n)[chosen_n].sum()), work)
 
 
 def corpus_lengths(corpus: Corpus) -> NDArray[np.int64]:
@@ -207,6 +247,8 @@ def corpus_lengths(corpus: Corpus) -> NDArray[np.int64]:
 def _state_parameters(config: ScreenConfig) -> Any:  # noqa: ANN401  # JSON
     if config.states is None:
         return None
+    if config.state_embeddings is not None:
+        return {"given": storage.sha256_file(config.state_embeddings), **config.states.model_dump()}
     return {"column": config.state_column, "statistic": config.state_statistic, **config.states.model_dump()}
 
 
@@ -214,13 +256,41 @@ def _check(config: ScreenConfig, corpus: Corpus, model: ModelDirectory) -> None:
     make_edit(config.kind, config.quartiles)
     check_pooling(config.pooling, corpus.vocabulary)
     check_layer(model, config.layer)
+    names = prediction_names(cell_heads(model)) if config.probabilities else ()
+    own = shift_schema(config.states.names if config.states else (), (), names).names
+    if taken := set(own) & set(corpus.manifest.obs_kinds):
+        rule, fix = "an obs column may not bear a name of the shifts' own", "Tokenize again without it, or rename it."
+        raise InputError(corpus.uri, rule, listing(taken), fix)
+    if config.state_embeddings is not None:
+        assert config.states is not None
+        read_states(config.state_embeddings, config.states.names, int(model.config.hidden_size))
     if config.state_column is not None:
-        known = read_codes(corpus, config.state_column, "--state-column").values
-        asked = [("--start", config.start), ("--goal", config.goal)]
-        for option, name in (*asked, *(("--alternatives", each) for each in config.alternatives)):
-            if name not in known:
-                found = f"{name!r}; {config.state_column!r} holds {listing(known, limit=30)}"
-                raise InputError(corpus.uri, f"{option} must be a state with cells", found, "Correct the name.")
+        asked: dict[str, tuple[str, ...]] = {"--start": (str(config.start),)}
+        if config.state_embeddings is None:
+            asked |= {"--goal": (str(config.goal),), "--alternatives": config.alternatives}
+        check_states(corpus, config.state_column, asked)
+
+
+def check_states(corpus: Corpus, column: str, asked: Mapping[str, tuple[str, ...]]) -> None:
+    """Check that states have cells.
+
+    Parameters
+    ----------
+    column
+        Obs column that names the cells' states.
+    asked
+        The states that each option names.
+
+    Raises
+    ------
+    InputError
+        The corpus has no such column, or one of the states has no cell.
+    """
+    known = read_codes(corpus, column, "--state-column").values
+    for option, names in asked.items():
+        if missing := [name for name in names if name not in known]:
+            found = f"{missing[0]!r}; {column!r} holds {listing(known, limit=30)}"
+            raise InputError(corpus.uri, f"{option} must be a state with cells", found, "Correct the name.")
 
 
 def _options(
@@ -241,6 +311,7 @@ def _options(
         pooling=config.pooling,
         precision=config.precision,
         effects=config.effects,
+        probabilities=config.probabilities,
         design=design,
         ranges=plan.ranges,
         chosen_n=plan.chosen_n,
@@ -260,7 +331,7 @@ def _manifest(
     request: str,
 ) -> ShiftManifest:
     output = storage.absolute(config.output)
-    effects = tuple(find_part(effect_unit(unit), storage.join(output, EFFECTS)) for unit in plan.units)
+    effects = (find_part(effect_unit(unit), storage.join(output, EFFECTS)) for unit in plan.units)
     asked = config.model_dump(mode="json", include={"genes", "together", "pairs", "anchor", "quartiles", "precision"})
     return ShiftManifest(
         request=request,
@@ -277,5 +348,11 @@ def _manifest(
         obs_kinds=dict(corpus.manifest.obs_kinds),
         design={**asked, "perturbations": len(design), "digest": design.digest},
         skipped=plan.skipped,
-        effect_parts=tuple(part for part in effects if part is not None) if config.effects else (),
+        lacking=find_lacking(corpus, design, plan.chosen_n),
+        predictions=prediction_names(cell_heads(model)) if config.probabilities else (),
+        effect_parts=tuple(
+            part.model_copy(update={"path": storage.join(EFFECTS, part.path)}) for part in effects if part is not None
+        )
+        if config.effects
+        else (),
     )

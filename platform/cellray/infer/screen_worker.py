@@ -14,9 +14,12 @@ from numpy.typing import NDArray
 from cellray import schema, storage
 from cellray.data.collate import TokenRows
 from cellray.data.parts import PartWriter, Unit, make_part
+from cellray.infer.answers import HeadAnswers, cell_heads, prediction_names
 from cellray.infer.design import Design
 from cellray.infer.perturbed import Measures, Noise, Perturber
 from cellray.infer.replicas import Replica
+from cellray.model.annotator_directory import load_annotator
+from cellray.model.checkpoint import ModelDirectory
 from cellray.model.encoder import load_encoder
 from cellray.model.pooling import is_gene_token
 from cellray.perturbation import ABSENT, Copies, make_edit, perturb_cell, places
@@ -40,6 +43,7 @@ class ScreenOptions:
     pooling: str
     precision: str
     effects: bool
+    probabilities: bool
     design: Design
     ranges: Mapping[str, tuple[int, int, int]]
     chosen_n: NDArray[np.bool_]
@@ -78,6 +82,13 @@ class ScreenWorker:
         )
         self._edit = make_edit(options.kind, options.quartiles)
         self._gene_v = is_gene_token(vocabulary).numpy()
+        self._answers = self._make_answers(model, device) if options.probabilities else None
+        self._predictions = prediction_names(self._answers.heads) if self._answers else ()
+
+    def _make_answers(self, model: ModelDirectory, device: torch.device) -> HeadAnswers:
+        annotator = load_annotator(model, device)
+        annotator.bert.to(DTYPES[self._options.precision])  # type: ignore[arg-type]  # the heads stay in float32
+        return HeadAnswers(annotator, cell_heads(model), self._layout, self._options.replica.token_budget)
 
     def __call__(self, unit: Unit, open_part: Callable[[pa.Schema], PartWriter]) -> None:
         """Do one unit; with effects it publishes a second part, of the gene effects, before."""
@@ -85,7 +96,7 @@ class ScreenWorker:
         columns = [schema.INPUT_IDS, schema.CELL_ID, *options.obs_columns]
         table = self._corpus.read(unit.uri, unit.start, unit.stop, columns)
         obs = list(table.select(options.obs_columns).schema)
-        part = open_part(shift_schema(options.states, obs))
+        part = open_part(shift_schema(options.states, obs, self._predictions))
         self._perturber.noise = Noise()
         if not options.effects:
             self._write(unit, table, part, None)
@@ -101,10 +112,12 @@ class ScreenWorker:
     def _write(self, unit: Unit, table: pa.Table, part: PartWriter, effects: PartWriter | None) -> None:
         """Measure the unit's copies and write them, some cells at a time."""
         for cells in self._batches(unit, table, part):
-            found = self._perturber.measure([(cell.genes_n, cell.copies) for cell in cells])
+            asked = [(cell.genes_n, cell.copies) for cell in cells]
+            found = self._perturber.measure(asked)
+            told = self._answers.changes(asked) if self._answers else None
             titles = [self._titles(cell) for cell in cells]
             part.counts["copies"] += len(found.cell_r)
-            part.write(self._shift_table(table, cells, found, titles))
+            part.write(self._shift_table(table, cells, found, titles, told))
             if effects is not None:
                 for piece in self._effect_tables(table, cells, found, titles):
                     effects.write(piece)
@@ -139,7 +152,12 @@ class ScreenWorker:
         return [design.title(int(number), vocabulary) for number in cell.number_p]
 
     def _shift_table(
-        self, table: pa.Table, cells: Sequence[_Cell], found: Measures, titles: Sequence[Sequence[str]]
+        self,
+        table: pa.Table,
+        cells: Sequence[_Cell],
+        found: Measures,
+        titles: Sequence[Sequence[str]],
+        told: tuple[NDArray[np.float32], NDArray[np.float32]] | None,
     ) -> pa.Table:
         """Return a row for each copy, cell by cell, by the number of the perturbation."""
         order = np.lexsort((found.number_r, found.cell_r))
@@ -158,9 +176,14 @@ class ScreenWorker:
             pa.array(np.array([len(cell.genes_n) for cell in cells], np.int32)[cell_r]),
             pa.array(found.similarity_r[order]),
             *(pa.array(found.shift_rs[order, s]) for s in range(found.shift_rs.shape[1])),
+            *(
+                pa.array(np.ascontiguousarray(told_rk[:, k]))
+                for k in range(len(self._predictions))
+                for told_rk in told or ()
+            ),
             *obs.columns,
         ]
-        return pa.table(columns, schema=shift_schema(self._options.states, list(obs.schema)))
+        return pa.table(columns, schema=shift_schema(self._options.states, list(obs.schema), self._predictions))
 
     def _best_ranks(self, cell: _Cell) -> NDArray[np.int32]:
         """Return for each perturbation the best rank of its genes in the cell, `ABSENT` where it has none of them."""

@@ -16,7 +16,16 @@ from numpy.typing import NDArray
 from cellray import storage
 from cellray.errors import InputError, listing
 from cellray.schema import CELL_ID, PartRecord
-from cellray.shift_schema import AFFECTED, CELL_GENES, GENES, RANK, SIMILARITY, ShiftManifest, shift_column
+from cellray.shift_schema import (
+    AFFECTED,
+    CELL_GENES,
+    GENES,
+    RANK,
+    SIMILARITY,
+    ShiftManifest,
+    answer_columns,
+    shift_column,
+)
 from cellray.statistics.aggregates import EffectBatch
 from cellray.statistics.naming import name_digests
 from cellray.statistics.stream import NO_DONOR, ShiftBatch
@@ -118,7 +127,8 @@ class ShiftTable:
             They have not.
         """
         states = self.manifest.states
-        known = [SIMILARITY, *(map(shift_column, states.names) if states else ())]
+        told = answer_columns(self.manifest.predictions)
+        known = [SIMILARITY, *(map(shift_column, states.names) if states else ()), *told]
         if measure not in known:
             raise InputError(
                 self.uri, f"--measure must be one of {listing(known)}", repr(measure), "Correct --measure."

@@ -1,18 +1,23 @@
-"""Embeddings of cell states: the exact mean or median over a state's cells, which the screen embeds for it."""
+"""Embeddings of cell states: given, or the exact mean or median over a state's cells, which the screen embeds."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from cellray import schema
+from cellray import schema, storage
 from cellray.data.corpora.corpus import Corpus, read_rows
+from cellray.errors import InputError, listing
 from cellray.infer.embed import EmbedConfig, embed_cells
 from cellray.infer.results import Embeddings
 
 if TYPE_CHECKING:
     from cellray.infer.screen import ScreenConfig
 
+STATE = "state"
 FOLDER = "states"
 """Folder of the embeddings, below the directory of a screen."""
 
@@ -23,6 +28,8 @@ def state_embeddings(config: "ScreenConfig", corpus: Corpus) -> dict[str, NDArra
     The embeddings stay beside the screen, so that a rerun finds them. They are computed in float32.
     """
     assert config.states is not None
+    if config.state_embeddings is not None:
+        return read_states(config.state_embeddings, config.states.names)
     output = f"{config.output.rstrip('/')}.{FOLDER}"
     shared = {name: getattr(config, name) for name in ("corpus", "model", "layer", "pooling", "token_budget", "actors")}
     more = {name: getattr(config, name) for name in ("cpus_per_actor", "gpus_per_actor", "threads", "tracking_uri")}
@@ -52,3 +59,47 @@ def pooled_by_state(
     if statistic == "mean":
         return {name: (total[name] / count[name]).astype(np.float32) for name in names}
     return {name: np.median(np.concatenate(kept[name]), axis=0).astype(np.float32) for name in names}
+
+
+def read_states(uri: str, names: tuple[str, ...], width: int | None = None) -> dict[str, NDArray[np.float32]]:
+    """Read given embeddings of states.
+
+    Parameters
+    ----------
+    uri
+        Parquet with the columns `state` (text, each once) and `embedding` (lists of numbers).
+    names
+        Those to return.
+    width
+        Size of a hidden state of the model they must fit.
+
+    Raises
+    ------
+    InputError
+        The file is no such table, lacks a state, or an embedding is of another size or not finite.
+    """
+    rule, fix = "--state-embeddings names a parquet with the columns state and embedding", "Correct the file."
+    try:
+        with storage.open_scattered(storage.absolute(uri)) as stream:
+            table = pq.read_table(stream, columns=[STATE, schema.EMBEDDING])
+    except (OSError, pa.ArrowException) as error:
+        if storage.is_outage(error):
+            raise
+        found = "no such file" if isinstance(error, FileNotFoundError) else str(error).split("\n", 1)[0]
+        raise InputError(uri, rule, found, fix) from None
+    rows = zip(table[STATE].to_pylist(), table[schema.EMBEDDING].to_pylist(), strict=True)
+    known = {str(state): np.asarray(embedding, np.float32) for state, embedding in rows}
+    if missing := [name for name in names if name not in known]:
+        raise InputError(uri, "it must hold every state asked for", f"no {listing(missing)}; {listing(known)}", fix)
+    for name in names:
+        if known[name].shape != (width or len(known[name]),) or not np.isfinite(known[name]).all():
+            found = f"{known[name].size:,} for state {name!r}"
+            raise InputError(uri, f"an embedding must have {width or 'some'} finite numbers", found, fix)
+    return {name: known[name] for name in names}
+
+
+def write_states(uri: str, states: Mapping[str, NDArray[np.float32]]) -> None:
+    """Write embeddings of states as `read_states` reads them."""
+    vectors = pa.array([embedding.tolist() for embedding in states.values()], pa.list_(pa.float32()))
+    with storage.atomic_file(storage.absolute(uri)) as path:
+        pq.write_table(pa.table({STATE: pa.array(list(states), pa.string()), schema.EMBEDDING: vectors}), path)

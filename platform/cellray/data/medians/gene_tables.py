@@ -106,17 +106,38 @@ def _symbols(table: pd.DataFrame) -> dict[str, str]:
 def read_gene_names(uri: str) -> dict[str, str]:
     """Read the symbols of genes: gene id to symbol, the first where a table gives several.
 
+    Parameters
+    ----------
+    uri
+        A table with a column of gene ids and one of symbols, or a `.json` object of one to the other.
+
     Raises
     ------
     InputError
         The file is missing or is no table, or lacks a column of gene ids or of symbols.
     """
-    table = _read_table(uri)
-    ids = _column(uri, table, ID_COLUMNS, "gene ids").map(normalise_gene_id)
-    symbols = _column(uri, table, SYMBOL_COLUMNS, "gene symbols").str.strip()
-    pairs = pd.DataFrame({"gene": ids, "symbol": symbols})
-    pairs = pairs[(pairs["gene"] != "") & (pairs["symbol"] != "")].drop_duplicates("gene")
+    pairs = _name_pairs(uri).drop_duplicates("gene")
     return dict(zip(pairs["gene"], pairs["symbol"], strict=True))
+
+
+def read_symbols(uri: str) -> dict[str, tuple[str, ...]]:
+    """Read which genes bear a symbol: symbol to gene ids, sorted; see `read_gene_names`."""
+    pairs = _name_pairs(uri)
+    return {str(symbol): tuple(sorted(set(own))) for symbol, own in pairs.groupby("symbol")["gene"]}
+
+
+def _name_pairs(uri: str) -> pd.DataFrame:
+    """Return the columns `gene` and `symbol`, where there are both."""
+    if uri.lower().endswith(".json"):
+        pairs = pd.DataFrame(_json_pairs(uri, "gene id: symbol"), columns=["gene", "symbol"])
+        if not pairs["gene"].map(is_ensembl).any():  # the official dictionary goes from symbols to ids
+            pairs = pairs.set_axis(["symbol", "gene"], axis=1)
+    else:
+        table = _read_table(uri)
+        ids, symbols = _column(uri, table, ID_COLUMNS, "gene ids"), _column(uri, table, SYMBOL_COLUMNS, "gene symbols")
+        pairs = pd.DataFrame({"gene": ids, "symbol": symbols})
+    pairs = pairs.assign(gene=pairs["gene"].map(normalise_gene_id), symbol=pairs["symbol"].str.strip())
+    return pairs[(pairs["gene"] != "") & (pairs["symbol"] != "")]
 
 
 def read_retired_ids(uri: str) -> dict[str, str]:
@@ -134,7 +155,7 @@ def read_retired_ids(uri: str) -> dict[str, str]:
     if lower.endswith((".pkl", ".pickle")):
         pairs = [(old, str(new)) for old, new in load_plain_dict(Path(uri)).items()]
     elif lower.endswith(".json"):
-        pairs = _json_pairs(uri)
+        pairs = _json_pairs(uri, "old id: new id")
     else:
         pairs = _table_pairs(uri)
     found: dict[str, str] = {}
@@ -159,10 +180,10 @@ def _last(uri: str, old: str, table: Mapping[str, str]) -> str:
     return chain[-1]
 
 
-def _json_pairs(uri: str) -> list[tuple[str, str]]:
+def _json_pairs(uri: str, content: str) -> list[tuple[str, str]]:
     value = storage.read_json(uri)
     if not isinstance(value, dict) or not all(isinstance(new, str) for new in value.values()):
-        raise InputError(uri, "the JSON must be an object of old id: new id", type(value).__name__, "Check the file.")
+        raise InputError(uri, f"the JSON must be an object of {content}", type(value).__name__, "Check the file.")
     return list(value.items())
 
 

@@ -1,0 +1,125 @@
+"""Screens that are not finished: what there is of them, readable while they run; and both kinds told to people."""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Self
+
+import pandas as pd
+import pyarrow as pa
+from pydantic import ValidationError
+
+from cellray import storage
+from cellray.data.corpora.corpus import read_rows
+from cellray.errors import InputError
+from cellray.schema import MANIFEST, RECORDS, PartRecord
+from cellray.shift_schema import NOTE, Lacking, ScreenNote, ShiftManifest
+
+DOES_NOT_APPLY = "perturbations that do not apply to a cell"
+
+
+@dataclass(frozen=True)
+class PartialScreen:
+    """A screen as far as it is.
+
+    Attributes
+    ----------
+    uri
+        Its directory.
+    note
+        What it is to do.
+    parts
+        Those that are published.
+    """
+
+    uri: str
+    note: ScreenNote
+    parts: tuple[PartRecord, ...]
+
+    @classmethod
+    def open(cls, uri: str) -> Self:
+        """Look at a screen, finished or not.
+
+        Raises
+        ------
+        InputError
+            No screen was begun there.
+        """
+        uri = storage.absolute(uri)
+        if not storage.exists(storage.join(uri, NOTE)):
+            raise InputError(uri, f"a screen that was begun holds {NOTE}", "no such file", "Check the path.")
+        note = ScreenNote.model_validate(storage.read_json(storage.join(uri, NOTE)))
+        found = (_record(path) for path in storage.glob(storage.join(uri, RECORDS, "*.json")))
+        return cls(uri, note, tuple(record for record in found if record is not None))
+
+    @property
+    def done(self) -> int:
+        """Perturbations of cells that were looked at, those that did not apply included."""
+        return sum(part.counts.get("copies", 0) + part.counts.get(DOES_NOT_APPLY, 0) for part in self.parts)
+
+    def table(self) -> pd.DataFrame:
+        """Return the rows there are, part by part; no part is there by half."""
+        tables = [read_rows(part.uri_in(self.uri), 0, part.rows) for part in self.parts if part.rows]
+        return pa.concat_tables(tables).to_pandas() if tables else pd.DataFrame()
+
+
+def _record(path: str) -> PartRecord | None:
+    try:
+        return PartRecord.model_validate_json(storage.read_bytes(path))
+    except (FileNotFoundError, ValidationError):  # being written, or cut short: its part does not count
+        return None
+
+
+def read_partial(uri: str) -> pd.DataFrame:
+    """Return the rows that a running or interrupted screen has published so far; see `PartialScreen`."""
+    return PartialScreen.open(uri).table()
+
+
+def is_screen(uri: str) -> bool:
+    """Tell whether a directory is that of a screen, finished or not."""
+    if storage.exists(storage.join(uri, NOTE)):
+        return True
+    manifest = storage.join(uri, MANIFEST)
+    value = storage.read_json(manifest) if storage.exists(manifest) else {}
+    return isinstance(value, dict) and value.get("artefact") == ShiftManifest.model_fields["artefact"].default
+
+
+def describe_screen(uri: str) -> str:
+    """Tell people what a screen has measured, or how far it is."""
+    uri = storage.absolute(uri)
+    if not storage.exists(storage.join(uri, MANIFEST)):
+        begun = PartialScreen.open(uri)
+        note, rows = begun.note, sum(part.rows for part in begun.parts)
+        return (
+            f"{note.kind} in {note.cells:,} cells of {note.corpus}, model {note.model}\n"
+            f"{uri}: not finished: {len(begun.parts):,} of {note.units:,} parts,"
+            f" {begun.done:,} of at most {note.perturbations:,} perturbations, {rows:,} shifts to read"
+        )
+    manifest = ShiftManifest.load(uri)
+    states = "none" if manifest.states is None else ", ".join(manifest.states.names)
+    lines = [
+        f"{manifest.kind} in cells of {manifest.corpus}, model {manifest.model}, layer {manifest.layer}",
+        f"states: {states}; predictions: {', '.join(manifest.predictions) or 'none'}",
+        *told_counts(manifest),
+    ]
+    return "\n".join([*lines, f"{uri}: {manifest.rows:,} shifts, digest {manifest.digest[:12]}"])
+
+
+def told_counts(manifest: ShiftManifest) -> list[str]:
+    """Tell what was left out of a screen, and its noise."""
+    counts: Counter[str] = Counter()
+    for part in manifest.parts:
+        counts.update(part.counts)
+    noise = max((part.counts.get("largest noise x 1e9", 0) for part in manifest.parts), default=0) / 1e9
+    skipped = [f"{number:,} cells {reason}" for reason, number in manifest.skipped.items() if number]
+    return [
+        f"left out: {', '.join(skipped) or 'no cell'}; {counts[DOES_NOT_APPLY]:,} perturbations did not apply",
+        *([] if manifest.lacking is None or not manifest.lacking.cells else [_told_lacking(manifest.lacking)]),
+        f"unperturbed copies in the same batches lie at most {noise:.1e} from no effect (rounding is not in this)",
+    ]
+
+
+def _told_lacking(lacking: Lacking) -> str:
+    genes = sorted(lacking.genes.items(), key=lambda item: -item[1])[:5]
+    most = ", ".join(f"{gene} in {number:,}" for gene, number in genes)
+    more = f", and {len(lacking.genes) - 5:,} more genes" if len(lacking.genes) > 5 else ""
+    return f"{lacking.cells:,} cells lack a listed gene: {most}{more} (named in {MANIFEST}: lacking)"

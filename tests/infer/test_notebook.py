@@ -1,0 +1,170 @@
+"""Screens of an AnnData in this process: the job's table of the same cells, and what both refuse."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+
+import cellray
+from cellray.errors import InputError
+from cellray.infer.embed import EmbedConfig, embed_cells
+from cellray.infer.notebook import Screen, embed, perturb
+from cellray.infer.results import Embeddings
+from cellray.vocabulary import GeneVocabulary
+from tests.conftest import GENES
+from tests.infer.tiny import AGE, DISEASE, STATES, cells_of, corpus_in, model_in, rows_in, screened
+
+TOWARDS = {"state_column": "state", "start": "sick", "goal": "well", "alternatives": ("other",)}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {**TOWARDS, "donor": "donor", "max_cells": 4},
+        {"kind": "overexpress", "genes": (GENES[3], GENES[28], GENES[5]), "pairs": True, "effects": True},
+        {"kind": "delete", "genes": (GENES[0], GENES[1]), "together": True, "probabilities": True, **TOWARDS},
+    ],
+)
+def test_the_table_is_that_of_the_job(vocabulary: GeneVocabulary, tmp_path: Path, options: dict[str, object]) -> None:
+    corpus, model = corpus_in(tmp_path, vocabulary), model_in(tmp_path, vocabulary, DISEASE, AGE)
+    manifest, expected = screened(corpus, model, tmp_path / "job", **options)
+    table = perturb(cells_of(), model, obs_columns=("state", "donor"), **options)
+    assert len(table) > 2
+    assert list(table.columns) == list(expected.columns)
+    assert list(table.dtypes) == list(expected.dtypes)
+    pd.testing.assert_frame_equal(table, expected, check_exact=False, rtol=1e-5, atol=1e-6)
+    counts = table.attrs["counts"]
+    assert (counts["cells"], counts["columns of the matrix"]) == (18, 40)
+    assert counts["columns without a gene of the vocabulary"] == 10
+    assert counts["cells left out"] == {k: n for k, n in manifest.skipped.items() if n}
+    if manifest.lacking is not None:
+        assert counts["cells that lack a gene"] == manifest.lacking.genes
+    if "effects" in options:
+        effects = Screen(model, obs_columns=("state", "donor"), **options).effects(cells_of())
+        job = rows_in(tmp_path / "job", manifest.effect_parts)
+        keys = ["cell_id", "perturbation", "affected"]
+        effects, job = (each.sort_values(keys, ignore_index=True) for each in (effects, job))
+        pd.testing.assert_frame_equal(effects, job, check_exact=False, rtol=1e-5, atol=1e-6)
+
+
+def test_any_names_of_genes_and_any_matrix(vocabulary: GeneVocabulary, tmp_path: Path) -> None:
+    symbols = {f"GENE{i}": gene for i, gene in enumerate(GENES[:30])}
+    own = replace(vocabulary, symbols=symbols)
+    model = model_in(tmp_path, own)
+    asked = {"genes": ("GENE3", GENES[5])}
+    expected = perturb(cells_of(), model, **asked)
+    by_version = cells_of([f"{gene}.7" for gene in GENES])
+    pd.testing.assert_frame_equal(perturb(by_version, model, **asked), expected)
+    by_symbol = cells_of([f"GENE{i}" if i < 30 else f"X{i}" for i in range(40)])
+    pd.testing.assert_frame_equal(perturb(by_symbol, model, **asked), expected)
+    layered = cells_of()
+    layered.layers["counts"] = layered.X.copy()
+    layered.X = np.log1p(layered.X.toarray())
+    pd.testing.assert_frame_equal(perturb(layered, model, matrix="layers/counts", **asked), expected)
+    layered.raw = cells_of()
+    pd.testing.assert_frame_equal(perturb(layered, model, matrix="raw", **asked), expected)
+    columns = cells_of([f"x{i}" for i in range(40)])
+    columns.var["id"], columns.X = GENES, sp.csc_matrix(columns.X)
+    columns.strings_to_categoricals()
+    pd.testing.assert_frame_equal(perturb(columns, model, gene_ids="id", **asked), expected)
+    with pytest.raises(InputError, match=r"must hold raw counts.*log-normalised.*\('layers/counts', 'raw'\)"):
+        perturb(layered, model, **asked)
+
+
+def test_states_of_another_anndata(vocabulary: GeneVocabulary, tmp_path: Path) -> None:
+    model, adata = model_in(tmp_path, vocabulary), cells_of()
+    atlas, sick = cells_of(seed=7), adata[adata.obs["state"] == "sick"].copy()
+    own = Screen(model, **TOWARDS).perturb(adata)
+    plain = Screen(model)
+    same = plain.states_from(adata, "state", start="sick", goal="well", alternatives=("other",))
+    pd.testing.assert_frame_equal(same.perturb(sick), own.drop(columns="state"))
+    other = plain.states_from(atlas, "state", start="sick", goal="well").perturb(sick)
+    assert other["similarity"].equals(own["similarity"])
+    vectors, labels = plain.embed(atlas), atlas.obs["state"].to_numpy()
+    centre = {name: vectors[labels == name].mean(0) for name in ("sick", "well")}
+    before = plain.embed(sick)[list(sick.obs_names).index(other["cell_id"][0])]
+    row = other.iloc[0]
+    cut = sick[row["cell_id"]].copy()
+    cut.X = cut.X.toarray() * (cut.var_names != row["genes"])
+    (after,) = plain.embed(cut)
+
+    def cosine(a: np.ndarray, b: np.ndarray) -> float:
+        return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+
+    for name, vector in centre.items():
+        assert row[f"shift:{name}"] == pytest.approx(cosine(after, vector) - cosine(before, vector), abs=1e-5)
+    with pytest.raises(InputError, match="the AnnData: goal must be a state with cells; found 'dead'"):
+        plain.states_from(atlas, "state", start="sick", goal="dead")
+
+
+def test_embeddings_are_aligned_with_the_cells(vocabulary: GeneVocabulary, tmp_path: Path) -> None:
+    adata = cells_of()
+    adata.X = sp.diags((np.arange(18) != 4).astype(np.float32)).tocsr() @ adata.X
+    corpus, model = corpus_in(tmp_path, vocabulary, adata), model_in(tmp_path, vocabulary)
+    found = embed(adata, model, layer=0)
+    embed_cells(EmbedConfig(corpus=corpus.uri, model=model, output=str(tmp_path / "e"), layer=0, actors=(0, 0)))
+    job = Embeddings.open(str(tmp_path / "e"))
+    assert np.isnan(found).all(axis=1).tolist() == [i == 4 for i in range(18)]
+    assert np.abs(np.delete(found, 4, axis=0) - job.matrix(job.table())).max() < 1e-6
+    counts = perturb(adata, model, genes=GENES[0]).attrs["counts"]
+    assert counts["cells left out"] == {"no counts": 1}
+
+
+def test_what_is_refused(vocabulary: GeneVocabulary, tmp_path: Path) -> None:
+    model, adata = model_in(tmp_path, vocabulary), cells_of()
+    for options, message in (
+        ({"genes": ("ENSG9",)}, "every gene must be in the vocabulary; found 'ENSG9'"),
+        ({"genes": (GENES[1], GENES[1])}, "a gene may be listed once only"),
+        ({"pooling": "cls"}, "the vocabulary must have <cls>"),
+        ({"state_column": "state", "start": "sick", "goal": "dead"}, "--goal must be a state with cells"),
+        ({"state_column": "status", "start": "sick", "goal": "well"}, "every obs column asked for must exist"),
+        ({"matrix": "layers/x"}, "the matrix of raw counts must exist; found no 'layers/x'; it holds X"),
+        ({"gene_ids": "id"}, "var must have the column 'id'"),
+        ({"probabilities": True}, "it tells nothing: it is not fine-tuned"),
+    ):
+        with pytest.raises(InputError) as caught:
+            perturb(adata, model, **options)  # type: ignore[arg-type]
+        assert message in str(caught.value)
+    for options, message in (
+        ({"color": "red"}, "--color is not an option"),
+        ({"effects": True, "pooling": "cls"}, "--effects needs --pooling cell"),
+        ({"state_column": "state", "start": "a", "goal": "a"}, "must be different states"),
+        ({"output": "x"}, "takes no options of places and workers; found 'output'"),
+    ):
+        with pytest.raises(InputError) as caught:
+            Screen(model, **options)
+        assert message in str(caught.value)
+    mice = cells_of([f"ENSMUSG{i:011d}" for i in range(40)])
+    with pytest.raises(InputError, match="another species"):
+        perturb(mice, model)
+    adata.X = adata.X.toarray() * 0
+    with pytest.raises(InputError, match=r"there must be a cell to encode; found none; dropped: 18 \(no counts\)"):
+        perturb(adata, model)
+    assert STATES  # the cells were not changed by any of it
+    assert list(cells_of().obs.columns) == ["state", "donor"]
+
+
+def test_the_package_offers_it_and_loads_nothing_before() -> None:
+    assert (cellray.perturb, cellray.Screen, cellray.embed) == (perturb, Screen, embed)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        cellray.nothing  # noqa: B018
+    code = "import sys, cellray; print([m for m in ('torch', 'ray', 'pandas', 'numpy') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_ray_is_not_started(vocabulary: GeneVocabulary, tmp_path: Path) -> None:
+    model = model_in(tmp_path, vocabulary)
+    cells_of().write_h5ad(tmp_path / "c.h5ad")
+    code = (
+        "import anndata, ray, sys; from cellray import perturb; "
+        f"t = perturb(anndata.read_h5ad({str(tmp_path / 'c.h5ad')!r}), {model!r}, genes={GENES[0]!r}); "
+        "print(len(t) > 0, ray.is_initialized())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "True False\n"
