@@ -1,0 +1,106 @@
+"""Who may ask what: the contract between the HTTP side and whatever decides, and the one that lets everybody in."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+Scope = Literal["embed", "perturb", "admin"]
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks.
+
+    Attributes
+    ----------
+    name
+        Of the key, never the key.
+    scopes
+        What it may do.
+    """
+
+    name: str
+    scopes: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One answered request, for the audit log: no counts, no ids of cells or genes.
+
+    Attributes
+    ----------
+    request_id, method, path, status
+        Of HTTP.
+    seconds
+        From the first byte to the answer.
+    model, cells, tokens
+        What was asked of which model, as far as is known.
+    """
+
+    request_id: str
+    method: str
+    path: str
+    status: int
+    seconds: float
+    model: str | None = None
+    cells: int | None = None
+    tokens: int | None = None
+    more: Mapping[str, str | int | float] = field(default_factory=dict)
+
+
+class AccessError(Exception):
+    """A caller that is not let in; becomes an answer with `cellray.api.schema.ErrorBody`.
+
+    Parameters
+    ----------
+    status
+        401, 403 or 429.
+    code
+        One word for machines.
+    message
+        For people.
+    retry_after_s
+        For 429.
+    """
+
+    def __init__(self, status: int, code: str, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(status, code, message, retry_after_s)
+        self.status, self.code, self.message, self.retry_after_s = status, code, message, retry_after_s
+
+
+class Gate(Protocol):
+    """Decides before a body is read, and hears of every answer. One an ingress replica; called in its event loop."""
+
+    def admit(self, headers: Mapping[str, str], scope: Scope, client: str) -> Caller:
+        """Return the caller.
+
+        Parameters
+        ----------
+        headers
+            Names in lower case.
+        scope
+            What the endpoint needs.
+        client
+            Address of the other side.
+
+        Raises
+        ------
+        AccessError
+            There is no valid key, it lacks the scope, or it asks too often.
+        """
+        ...
+
+    def record(self, caller: Caller | None, asked: Asked) -> None:
+        """Take note of an answer; None if the caller was not let in. Must not block or raise."""
+        ...
+
+
+class OpenGate:
+    """Lets everybody do everything and writes nothing: for a server on loopback."""
+
+    def admit(self, headers: Mapping[str, str], scope: Scope, client: str) -> Caller:
+        """Let them in."""
+        return Caller("anyone", frozenset(("embed", "perturb", "admin")))
+
+    def record(self, caller: Caller | None, asked: Asked) -> None:
+        """Forget it."""
