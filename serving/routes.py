@@ -207,10 +207,10 @@ async def _answered(
         service.check_queue(request.query_params.get("model"))  # it may have filled up meanwhile
         cells, asked = await parse(model, request, kind, body, service.config.limits, service.uploads)
         del body
-        queue = service.queue(asked.model)
-        request.scope[NOTES] |= {"model": asked.model, "cells": len(cells)}
-        with queue.enter(len(cells)):
-            made = await answer(cells, asked.model_copy(update={"cells": []}), binary)
+    queue = service.queue(asked.model)
+    request.scope[NOTES] |= {"model": asked.model, "cells": len(cells)}
+    with queue.enter(len(cells)):
+        made = await answer(cells, asked.model_copy(update={"cells": []}), binary)
     return made if isinstance(made, Response) else Response(made, media_type=ARROW_STREAM if binary else JSON)
 
 
