@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import REPOSITORY
 
-SOURCES = [p for folder in ("platform", "jobs") for p in sorted((REPOSITORY / folder).rglob("*.py"))]
+SOURCES = [p for folder in ("platform", "jobs", "serving") for p in sorted((REPOSITORY / folder).rglob("*.py"))]
 
 
 def test_platform_is_no_package() -> None:
@@ -36,6 +36,7 @@ def test_importing_cellray_loads_nothing_heavy() -> None:
 def test_the_foundation_loads_no_ray_or_torch() -> None:
     code = (
         "import sys, cellray.config, cellray.schema, cellray.storage, cellray.vocabulary, cellray.rank_value;"
+        "import cellray.api.wire;"
         "print([m for m in ('ray', 'torch', 'transformers', 'mlflow') if m in sys.modules])"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
