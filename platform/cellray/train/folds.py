@@ -60,8 +60,7 @@ class SplitConfig(JobConfig):
 class InnerFolds(SplitConfig):
     """How trials of a search are split: one test part that is the same in all folds, and `folds` parts of the rest.
 
-    Each of these validates in one fold and is trained on in the others. The test part is that of the same options with
-    one fold.
+    Each of these validates in one fold, trains in the others; the test part is that of the same options with one fold.
     """
 
     def needed(self) -> dict[int, bool]:
