@@ -1,8 +1,11 @@
 """Who may ask what: the contract between the HTTP side and whatever decides, and the one that lets everybody in."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
+
+from cellray.errors import InputError
+from serving.config import ServingConfig, is_loopback
 
 Scope = Literal["embed", "perturb", "admin"]
 
@@ -96,11 +99,30 @@ class Gate(Protocol):
 
 
 class OpenGate:
-    """Lets everybody do everything and writes nothing: for a server on loopback."""
+    """Lets everybody on this machine do everything, and writes nothing."""
 
     def admit(self, headers: Mapping[str, str], scope: Scope, client: str) -> Caller:
-        """Let them in."""
+        """Let them in, unless they come from elsewhere: whatever address the server was bound to."""
+        if not is_loopback(client):
+            raise AccessError(403, "loopback_only", "without keys the server answers its own machine only")
         return Caller("anyone", frozenset(("embed", "perturb", "admin")))
 
     def record(self, caller: Caller | None, asked: Asked) -> None:
         """Forget it."""
+
+
+GATES: dict[str, Callable[[ServingConfig], Gate]] = {"none": lambda config: OpenGate()}
+"""Makers of gates by `access.auth`."""
+
+
+def make_gate(config: ServingConfig) -> Gate:
+    """Return the gate of a server.
+
+    Raises
+    ------
+    InputError
+        There is no such way to let callers in.
+    """
+    if config.access.auth not in GATES:
+        raise InputError("access.auth", f"must be one of {', '.join(GATES)}", config.access.auth, "Choose one.")
+    return GATES[config.access.auth](config)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from cellray.data.sources.contract import CountBlock, CountSource
+from cellray.data.sources.contract import CountBlock, MatrixHolder
 from cellray.data.sources.matrices import MatrixName, check_columns
 from cellray.errors import InputError, listing
 
@@ -36,7 +36,7 @@ class BlockTotals:
     canonical: bool
 
 
-def check_block(block: CountBlock, source: CountSource) -> BlockTotals:
+def check_block(block: CountBlock, source: MatrixHolder) -> BlockTotals:
     """Check that a block is sound CSR and holds raw counts; return the cells' totals.
 
     Raises
@@ -54,7 +54,7 @@ def check_block(block: CountBlock, source: CountSource) -> BlockTotals:
     return BlockTotals(totals, int(zeros), bool(canonical))
 
 
-def _check_structure(block: CountBlock, source: CountSource) -> None:
+def _check_structure(block: CountBlock, source: MatrixHolder) -> None:
     """Check what compiled code relies on, whichever reader made the block."""
     pointers, lengths = block.indptr, {len(block.counts), len(block.columns)}
     rising = len(pointers) > 0 and pointers[0] == 0 and not np.any(pointers[1:] < pointers[:-1])
@@ -66,7 +66,7 @@ def _check_structure(block: CountBlock, source: CountSource) -> None:
 
 
 def _refuse(
-    block: CountBlock, source: CountSource, not_finite: int, negative: int, fractional: int, example: float
+    block: CountBlock, source: MatrixHolder, not_finite: int, negative: int, fractional: int, example: float
 ) -> None:
     """Raise the error for values that are not raw counts."""
     kinds = {"NaN or infinite": not_finite, "negative": negative, "fractional": fractional}

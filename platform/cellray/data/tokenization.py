@@ -19,8 +19,8 @@ from cellray import schema, storage
 from cellray.config import JobConfig
 from cellray.data import gene_ids
 from cellray.data.cells import filter_pass, obs_values, total_counts
-from cellray.data.checks import check_block, duplicate_entries, sum_duplicates
 from cellray.data.corpora.names import repeated_names
+from cellray.data.encode_block import encode_block
 from cellray.data.parts import PartWriter, Unit, find_part
 from cellray.data.plan import SourcePlan, common_kinds, describe_sources, read_mapping, sift
 from cellray.data.publishing import finished, publish_manifest
@@ -33,7 +33,7 @@ from cellray.data.sources.contract import CountBlock, CountSource, open_source, 
 from cellray.data.sources.locate import expand_sources
 from cellray.data.units import run_units
 from cellray.errors import InputError, combined, listing
-from cellray.rank_value import EncodedCells, encode_rows
+from cellray.rank_value import EncodedCells
 from cellray.schema import CorpusManifest, Encoding, FailedSource, PartRecord, SourceRecord
 from cellray.vocabulary import GeneVocabulary
 
@@ -309,17 +309,11 @@ class TokenizeWorker:
         part: PartWriter,
     ) -> None:
         """Encode one block, write the kept cells and count the others; `judged` is what quality control lets pass."""
-        totals = check_block(block, source)
         layout = self._options.vocabulary.layout(self._options.input_size)
+        cells, totals, duplicates = encode_block(block, source, mapping, self._options.vocabulary, layout)
+        part.counts["duplicate_entries"] += duplicates
         start, stop = block.start, block.start + block.n_cells
         n_counts = total_counts(source, self._options.n_counts_column, start, stop, totals.n_counts)
-        genes = mapping.genes
-        if not totals.canonical:
-            part.counts["duplicate_entries"] += duplicate_entries(block)
-        if mapping.repeated or not totals.canonical:
-            block = sum_duplicates(block, genes.token_g, len(self._options.vocabulary))
-            genes = gene_ids.vocabulary_genes(self._options.vocabulary)
-        cells = encode_rows(block.counts, block.columns, block.indptr, genes, layout)
         passed = filter_pass(source, start, stop) if judged is None else judged
         kept = passed & (cells.n_genes > 0)
         part.counts["dropped_filter_pass" if judged is None else "dropped_quality"] += int((~passed).sum())

@@ -44,7 +44,18 @@ class CountBlock:
         return len(self.indptr) - 1
 
 
-class CountSource(Protocol):
+class MatrixHolder(Protocol):
+    """What messages about counts name: where they are, which matrix it is, and which others there are."""
+
+    uri: str
+    matrix: str
+
+    def matrices(self) -> list[str]:
+        """Names of the count matrices the file holds, as `X`, `raw`, `layers/counts`."""
+        ...
+
+
+class CountSource(MatrixHolder, Protocol):
     """An open file of cells x genes counts. Files are never written to.
 
     Attributes
@@ -55,8 +66,6 @@ class CountSource(Protocol):
         Features of the file that are no genes, and so no columns here: how many of each type.
     """
 
-    uri: str
-    matrix: str
     n_cells: int
     n_columns: int
 
@@ -66,10 +75,6 @@ class CountSource(Protocol):
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *exc: object) -> None: ...
-
-    def matrices(self) -> list[str]:
-        """Names of the count matrices the file holds, as `X`, `raw`, `layers/counts`."""
-        ...
 
     def var(self) -> pd.DataFrame:
         """Return the table of columns (genes), indexed by their names."""

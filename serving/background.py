@@ -1,0 +1,191 @@
+"""Long screens: jobs that go on when the asker hangs up, with progress, results for a while, and cancellation.
+
+One actor remembers them. It holds no model: it asks the replicas for a few pieces at a time, at low priority, so that a
+lost replica costs a few pieces and a newly loaded version begins a job anew. If this actor is lost, so are its jobs.
+"""
+
+import asyncio
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from cellray.api.schema import JobState, JobStatus
+from serving.answers import ModelChangedError, ScreenPlan, Tabled
+from serving.config import Limits, ModelOptions
+from serving.dispatch import ask
+from serving.faults import HttpError, as_http
+from serving.ranking import strongest
+from serving.tables import joined
+
+_PIECES_A_CALL = 4
+_ENDED: frozenset[JobState] = frozenset(("done", "failed", "cancelled"))
+
+
+@dataclass(eq=False)
+class _Job:
+    """A screen, how far it is, and who asked."""
+
+    plan: ScreenPlan
+    owner: str
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    state: JobState = "queued"
+    done: int = 0
+    begun: float = 0.0
+    ended: float = 0.0
+    result: Tabled | None = None
+    error: str | None = None
+    task: "asyncio.Task[None] | None" = None
+
+    def status(self) -> JobStatus:
+        total = max(1, self.plan.perturbations)
+        left = None
+        if self.state == "running" and self.done:
+            left = round((total - self.done) * (time.monotonic() - self.begun) / self.done, 1)
+        return JobStatus(
+            id=self.id,
+            state=self.state,
+            progress=1.0 if self.state == "done" else min(1.0, self.done / total),
+            done=self.done,
+            total=self.plan.perturbations,
+            seconds_left=left,
+            result=f"/v1/jobs/{self.id}/result" if self.state == "done" else None,
+            error=self.error,
+        )
+
+
+class Jobs:
+    """Runs screens in the background.
+
+    Parameters
+    ----------
+    models
+        Handles of the models' deployments, by name.
+    options
+        Of these models.
+    limits
+        How many jobs are remembered, for how long.
+    """
+
+    def __init__(self, models: Mapping[str, Any], options: Mapping[str, ModelOptions], limits: Limits) -> None:
+        self._models, self._options, self._limits = models, options, limits
+        self._jobs: dict[str, _Job] = {}
+        self._turn = {name: asyncio.Lock() for name in models}
+
+    async def submit(self, plan: ScreenPlan, owner: str) -> JobStatus:
+        """Begin a job.
+
+        Raises
+        ------
+        HttpError
+            429: too many wait already.
+        """
+        self._forget()
+        if sum(job.state not in _ENDED for job in self._jobs.values()) >= self._limits.jobs_waiting:
+            limit = ("jobs_waiting", self._limits.jobs_waiting)
+            raise HttpError(429, "queue_full", "too many jobs wait or run", limit, 30.0)
+        job = _Job(plan, owner)
+        self._jobs[job.id] = job
+        job.task = asyncio.create_task(self._run(job))
+        return job.status()
+
+    async def status(self, job_id: str, owner: str) -> JobStatus:
+        """Return how far a job is.
+
+        Raises
+        ------
+        HttpError
+            404: there is none of this id, or it is another's.
+        """
+        return self._find(job_id, owner).status()
+
+    async def all(self, owner: str) -> list[JobStatus]:
+        """Return the owner's jobs, the oldest first."""
+        self._forget()
+        return [job.status() for job in self._jobs.values() if job.owner == owner]
+
+    async def result(self, job_id: str, owner: str) -> tuple[Tabled, str]:
+        """Return the result of a job that is done.
+
+        Raises
+        ------
+        HttpError
+            404, or 409: it is not done.
+        """
+        job = self._find(job_id, owner)
+        if job.result is None:
+            raise HttpError(409, "not_done", f"the job is {job.state}{': ' + job.error if job.error else ''}")
+        return job.result, job.id
+
+    async def cancel(self, job_id: str, owner: str) -> JobStatus:
+        """Stop a job, or drop the result of one that is done.
+
+        Raises
+        ------
+        HttpError
+            404: there is none of this id, or it is another's.
+        """
+        job = self._find(job_id, owner)
+        if job.state not in _ENDED:
+            job.state, job.ended = "cancelled", time.monotonic()
+            if job.task is not None:
+                job.task.cancel()
+        else:
+            del self._jobs[job.id]
+        return job.status()
+
+    def _find(self, job_id: str, owner: str) -> _Job:
+        self._forget()
+        job = self._jobs.get(job_id)
+        if job is None or job.owner != owner:
+            raise HttpError(404, "not_found", "there is no such job, or no longer")
+        return job
+
+    def _forget(self) -> None:
+        """Drop jobs that ended long ago, and the oldest of too many."""
+        ended = sorted((job for job in self._jobs.values() if job.state in _ENDED), key=lambda job: job.ended)
+        surplus = len(self._jobs) - self._limits.jobs_kept
+        before = time.monotonic() - self._limits.job_ttl_s
+        for number, job in enumerate(ended):
+            if number < surplus or job.ended < before:
+                del self._jobs[job.id]
+
+    async def _run(self, job: _Job) -> None:
+        try:
+            async with self._turn[job.plan.stamp.name]:
+                job.state, job.begun = "running", time.monotonic()
+                job.result = await self._compute(job)
+            job.state = "done"
+        except asyncio.CancelledError:
+            job.state = "cancelled"
+        except ModelChangedError as error:
+            job.state, job.error = "failed", f"{error} while the job ran; ask again"
+        except Exception as error:
+            job.state, job.error = "failed", as_http(error).message
+        finally:
+            job.ended = time.monotonic()
+            job.task = None
+
+    async def _compute(self, job: _Job) -> Tabled:
+        """Ask for all pieces, as many calls at a time as there may be replicas; keep the strongest of each cell."""
+        plan, options = job.plan, self._options[job.plan.stamp.name]
+        asked, room = plan.ask, asyncio.Semaphore(options.max_replicas)
+        starts = range(0, len(plan.pieces), _PIECES_A_CALL)
+        parts: list[Tabled | None] = [None] * len(starts)
+
+        async def compute(number: int, start: int) -> None:
+            part = plan.part(start, start + _PIECES_A_CALL)
+            async with room:
+                handle = self._models[plan.stamp.name]
+                found = await ask(lambda: handle.measure.remote(part), self._limits.request_timeout_s)
+            table = await asyncio.to_thread(strongest, found.table, part.ids, asked["goal"], asked["top"])
+            parts[number] = Tabled(found.stamp, [], table, found.counts, found.tokens)
+            job.done += part.perturbations
+
+        async with asyncio.TaskGroup() as group:
+            for number, start in enumerate(starts):
+                async with room:  # so that tasks are made as they can run
+                    pass
+                group.create_task(compute(number, start))
+        return await asyncio.to_thread(joined, plan, [part for part in parts if part is not None])

@@ -1,0 +1,138 @@
+"""From the body of an HTTP request to cells and what is asked of them: JSON, the binary form, or an .h5ad."""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from fastapi import Request
+
+from cellray.api.schema import CellsRequest
+from cellray.api.wire import ARROW_STREAM, H5AD, JSON, CellTable, cells_of, decompress, unpack_cells
+from serving.admission import Room
+from serving.config import Limits
+from serving.faults import HttpError, too_large
+from serving.upload import receive_upload
+
+RequestT = TypeVar("RequestT", bound=CellsRequest)
+
+_MB = 1e6
+_NO_CELL: Mapping[str, Any] = {"cells": [{"id": "", "genes": [], "counts": []}]}
+"""Stands for cells that travel beside the parameters, while these are checked."""
+_LISTS = ("anchor", "alternatives", "perturb")
+_OF_FILES = ("matrix", "gene_ids")
+
+
+def media_type(request: Request) -> str:
+    """Return the media type of a body.
+
+    Raises
+    ------
+    HttpError
+        415: it is none of those there are.
+    """
+    kind = request.headers.get("content-type", JSON).split(";", 1)[0].strip().lower()
+    if kind not in (JSON, ARROW_STREAM, H5AD):
+        message = f"Content-Type must be {JSON}, {ARROW_STREAM} or {H5AD}; found {kind[:100]!r}"
+        raise HttpError(415, "unsupported_media_type", message)
+    return kind
+
+
+def wants_binary(request: Request) -> bool:
+    """Tell whether the answer shall be binary.
+
+    Raises
+    ------
+    HttpError
+        406: neither JSON nor the binary form is acceptable.
+    """
+    accepted = [each.split(";", 1)[0].strip().lower() for each in request.headers.get("accept", "*/*").split(",")]
+    if ARROW_STREAM in accepted:
+        return True
+    if not {JSON, "*/*", "application/*", ""} & set(accepted):
+        raise HttpError(406, "not_acceptable", f"Accept must name {JSON} or {ARROW_STREAM}")
+    return False
+
+
+async def read_body(request: Request, limits: Limits) -> bytes:
+    """Return the body, without its Content-Encoding; no more of it is held than the limit lets.
+
+    Raises
+    ------
+    HttpError
+        413: it is too large, told before it is read where it says its length.
+    InputError
+        Its encoding is unknown or damaged.
+    """
+    most = int(limits.body_mb * _MB)
+    told = request.headers.get("content-length", "")
+    if told.isdecimal() and int(told) > most:
+        raise too_large("body_mb", limits.body_mb, f"{int(told) / _MB:,.1f} MB", 413)
+    pieces, size = [], 0
+    async for piece in request.stream():
+        size += len(piece)
+        if size > most:
+            raise too_large("body_mb", limits.body_mb, "more", 413)
+        pieces.append(piece)
+    body, encoding = b"".join(pieces), request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding == "identity":
+        return body
+    plain = decompress(body, encoding, most)
+    if plain is None:
+        raise too_large("body_mb", limits.body_mb, "more when decompressed", 413)
+    return plain
+
+
+async def parse(
+    model: type[RequestT], request: Request, kind: str, body: bytes, limits: Limits, uploads: Room
+) -> tuple[CellTable, RequestT]:
+    """Return the cells of a request and its other fields (with an empty cell in place of those that travel beside).
+
+    Raises
+    ------
+    ValidationError, InputError, TooMuchError, HttpError
+        It makes no sense, or is more than the limits let.
+    """
+    if kind == JSON:
+        asked = model.model_validate_json(body)
+        _check_size(len(asked.cells), max(len(cell.counts) for cell in asked.cells), limits)
+        cells = cells_of(asked)
+    elif kind == ARROW_STREAM:
+        cells, parameters = unpack_cells(body)
+        asked = model.model_validate(_merged(parameters, _NO_CELL))
+        _check_size(len(cells), cells.longest, limits)
+    else:
+        values = dict(request.query_params)
+        options = {name: values.pop(name, None) for name in _OF_FILES}
+        asked = model.model_validate(_merged(_typed(values), _NO_CELL), strict=False)
+        with uploads.take():
+            cells = await receive_upload(body, options["matrix"] or "X", options["gene_ids"], limits)
+    named = request.query_params.get("model", asked.model)
+    if named != asked.model:
+        raise HttpError(422, "invalid_request", "model in the address and in the body must be one")
+    return cells, asked
+
+
+def _check_size(cells: int, longest: int, limits: Limits) -> None:
+    if cells == 0:
+        raise HttpError(422, "invalid_request", "cells: there must be one at least")
+    if cells > limits.cells_per_request:
+        raise too_large("cells_per_request", limits.cells_per_request, f"{cells:,} cells")
+    if longest > limits.genes_per_cell:
+        raise too_large("genes_per_cell", limits.genes_per_cell, f"{longest:,} counts in a cell")
+
+
+def _merged(parameters: Mapping[str, Any], cells: Mapping[str, Any]) -> dict[str, Any]:
+    """Add the stand-in for cells; parameters may not bring their own."""
+    if wrong := {"cells", "genes"} & set(parameters):
+        raise HttpError(422, "invalid_request", f"{min(wrong)}: cells and genes are in the body's table")
+    return {**parameters, **cells}
+
+
+def _typed(values: Mapping[str, str]) -> dict[str, Any]:
+    """Split what is a list, and read null; the rest is pydantic's."""
+    made: dict[str, Any] = {}
+    for name, value in values.items():
+        if name in _LISTS and value != "all":
+            made[name] = [item.strip() for item in value.split(",") if item.strip()]
+        else:
+            made[name] = None if value == "null" else value
+    return made

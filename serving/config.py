@@ -1,0 +1,137 @@
+"""What a server is told: which models, how much they may be asked, who may ask. One YAML file a deployment."""
+
+import ipaddress
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from cellray.errors import InputError
+
+
+class Options(BaseModel):
+    """Base of all options: frozen, nothing unknown."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), validate_default=True)
+
+
+class ModelOptions(Options):
+    """A model and its replicas."""
+
+    uri: str = Field(description="model directory, or models:/NAME@ALIAS, which is followed")
+    tracking_uri: str | None = Field(None, description="MLflow that knows models:/ names")
+    vocabulary: str | None = Field(None, description="vocabulary file of an official directory, which holds none")
+    states: str | None = Field(None, description="parquet with the columns state and embedding: what shifts go towards")
+    states_layer: int = Field(-1, description="hidden state that the states' embeddings are of")
+    states_pooling: Literal["cell", "cls"] = Field("cell", description="pooling that they are of")
+    min_replicas: int = Field(1, ge=1)
+    max_replicas: int = Field(1, ge=1, description="more than min_replicas: as many as the load needs")
+    target_ongoing_requests: float = Field(4, gt=0, description="requests a replica, when their number is to be chosen")
+    num_cpus: float = Field(1, gt=0, description="CPUs a replica reserves [CPUs]")
+    num_gpus: float = Field(0, ge=0, description="GPUs, or a fraction of one; above 0 the model runs on it [GPUs]")
+    threads: int | None = Field(None, ge=1, description="torch threads of a replica; default: all cores for one alone")
+    token_budget: int | None = Field(None, ge=1, description="tokens computed at once, padding included [tokens]")
+    max_wait_ms: float = Field(5, ge=0, description="longest that cells wait for others to be computed with [ms]")
+    max_queued_cells: int = Field(256, ge=1, description="cells that wait or are computed; more are refused [cells]")
+    reload_s: float = Field(30, gt=0, description="how often an alias is looked up [s]")
+
+    @model_validator(mode="after")
+    def _bounds(self) -> "ModelOptions":
+        if self.max_replicas < self.min_replicas:
+            raise ValueError("max_replicas must not be below min_replicas")
+        return self
+
+
+class Limits(Options):
+    """What a request may hold, and how long it may take."""
+
+    body_mb: float = Field(64, gt=0, description="of a body, decompressed [MB]")
+    response_mb: float = Field(256, gt=0, description="of the numbers of an answer [MB]")
+    cells_per_request: int = Field(1024, ge=1)
+    genes_per_cell: int = Field(65_536, ge=1, description="counts of a cell")
+    perturbation_tokens: int = Field(200_000, ge=1, description="tokens of copies to wait for; more become a job")
+    job_tokens: int = Field(2_000_000_000, ge=1, description="most tokens of a job")
+    request_timeout_s: float = Field(120, gt=0)
+    bodies_at_once: int = Field(64, ge=1, description="requests whose body is in memory")
+    uploads_at_once: int = Field(2, ge=1, description=".h5ad files that are read at a time, in processes of their own")
+    upload_s: float = Field(60, gt=0, description="longest that reading an .h5ad may take [s]")
+    upload_memory_mb: float = Field(4096, gt=0, description="most memory that reading one may take [MB]")
+    jobs_waiting: int = Field(32, ge=1, description="jobs that wait or run")
+    jobs_kept: int = Field(256, ge=1, description="jobs that are remembered")
+    job_ttl_s: float = Field(3600, gt=0, description="how long results are kept [s]")
+
+
+class AccessOptions(Options):
+    """Who may ask."""
+
+    auth: Literal["keys", "none"] = Field("keys", description="none: anybody on this machine, nobody from elsewhere")
+    keys_file: str | None = Field(None, description="hashed keys with their scopes")
+    requests_per_minute: int = Field(600, ge=1, description="of a key that names no number of its own")
+
+
+class ServingConfig(Options):
+    """A server."""
+
+    models: dict[str, ModelOptions] = Field(min_length=1, description="by the names that requests use")
+    limits: Limits = Limits()
+    access: AccessOptions = AccessOptions()
+    audit_file: str | None = Field(None, description="log of who asked what, without counts")
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+    tls_certificate: str | None = None
+    tls_key: str | None = None
+    ingress_replicas: int = Field(1, ge=1, description="processes that speak HTTP; limits hold for each")
+    ingress_cpus: float = Field(0.5, ge=0, description="CPUs each of them reserves [CPUs]")
+    drain_s: float = Field(30, gt=0, description="how long requests may take to end when the server stops [s]")
+
+    @model_validator(mode="after")
+    def _sensible(self) -> "ServingConfig":
+        if self.access.auth == "none" and not is_loopback(self.host):
+            raise ValueError(f"without keys (auth: none) the server listens on loopback only, not on {self.host}")
+        if self.access.auth == "keys" and self.access.keys_file is None:
+            raise ValueError("auth: keys needs keys_file")
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key go together")
+        for name in self.models:
+            if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or not name.isascii():
+                raise ValueError(f"model {name!r}: a name has letters, digits, - _ and .")
+        return self
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether an address is reached from this machine alone."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def read_config(path: Path) -> ServingConfig:
+    """Read a deployment file: the one that `serve deploy` takes, or the options alone.
+
+    Raises
+    ------
+    InputError
+        There is no such file, or an option is unknown, missing or wrong.
+    """
+    fix = "See docs/serving.md."
+    try:
+        value = yaml.safe_load(path.read_text())
+        return ServingConfig.model_validate(_arguments(value))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(str(path), "--config names a YAML file", str(error), fix) from None
+    except ValidationError as error:
+        found = "; ".join(f"{'.'.join(map(str, each['loc'])) or 'options'}: {each['msg']}" for each in error.errors())
+        raise InputError(str(path), "every option must be known and valid", found, fix) from None
+
+
+def _arguments(value: Any) -> Any:  # noqa: ANN401  # YAML
+    """Return the builder's arguments of a file for `serve deploy`, with the address of its `http_options`."""
+    if not isinstance(value, dict) or "applications" not in value:
+        return value
+    [application] = value["applications"]
+    address = {name: found for name, found in value.get("http_options", {}).items() if name in ("host", "port")}
+    return address | application["args"]

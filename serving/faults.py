@@ -1,0 +1,167 @@
+"""What goes wrong, as HTTP: every error becomes a status, a code and an `ErrorBody`."""
+
+import asyncio
+import logging
+import math
+from collections.abc import Callable
+
+from fastapi import Request
+from fastapi.responses import Response
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+
+from cellray.api.schema import ErrorBody, ErrorDetail, Limit
+from cellray.api.wire import JSON
+from cellray.data.session import own_error_within, root_cause
+from cellray.errors import InputError, StorageError
+from serving.access import AccessError
+from serving.answers import TooMuchError
+
+logger = logging.getLogger("ray.serve")
+
+REQUEST_ID = "x-request-id"
+_SHOWN = 5
+_CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 406: "not_acceptable"}
+
+
+class HttpError(Exception):
+    """An answer that is an error.
+
+    Parameters
+    ----------
+    status
+        Of HTTP.
+    code
+        One word for machines.
+    message
+        For people.
+    limit
+        Name and value of the limit that was broken.
+    retry_after_s
+        When it may work.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        limit: tuple[str, float] | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(status, code, message, limit, retry_after_s)
+        self.status, self.code, self.message = status, code, message
+        self.limit, self.retry_after_s = limit, retry_after_s
+
+
+def too_large(name: str, value: float, found: str, status: int = 422) -> HttpError:
+    """Return the error of a request that breaks a limit."""
+    message = f"{name} is {value:,.10g}; found {found}. Send less at a time."
+    return HttpError(status, "limit_exceeded", message, (name, value))
+
+
+def as_http(error: BaseException) -> HttpError:
+    """Return what an exception is to the client."""
+    if isinstance(error, HttpError):
+        return error
+    for kind, translate in _TRANSLATED.items():
+        if isinstance(error, kind):
+            return translate(error)
+    own, cause = own_error_within(error), root_cause(error)
+    if own is not None and own is not error:
+        return as_http(own)
+    if cause is not error:
+        return as_http(cause)
+    logger.error("unforeseen", exc_info=error)
+    return HttpError(500, "internal", f"{type(error).__name__}; the server's log says more")
+
+
+def _of_ray(error: BaseException) -> HttpError | None:
+    """Return what an error of Ray or Serve is, None if it wraps another one."""
+    from ray.exceptions import RayActorError
+    from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RequestCancelledError
+
+    if isinstance(error, BackPressureError):
+        return HttpError(429, "queue_full", "the model is asked more than it can answer", None, 2.0)
+    if isinstance(error, RayActorError | DeploymentUnavailableError):
+        return HttpError(503, "replica_lost", "the replica that computed this was lost; ask again", None, 2.0)
+    if isinstance(error, RequestCancelledError | asyncio.CancelledError):
+        return HttpError(503, "cancelled", "the request was cancelled")
+    return None
+
+
+def _invalid(error: BaseException) -> HttpError:
+    assert isinstance(error, ValidationError)
+    problems = error.errors(include_url=False, include_input=False, include_context=False)
+    told = [f"{'.'.join(map(str, each['loc'])) or 'body'}: {each['msg']}"[:300] for each in problems[:_SHOWN]]
+    more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
+    return HttpError(422, "invalid_request", "; ".join([*told, *more]))
+
+
+def _too_much(error: BaseException) -> HttpError:
+    assert isinstance(error, TooMuchError)
+    return HttpError(422, "limit_exceeded", str(error), (error.limit, error.value))
+
+
+def _access(error: BaseException) -> HttpError:
+    assert isinstance(error, AccessError)
+    return HttpError(error.status, error.code, error.message, None, error.retry_after_s)
+
+
+def _starlette(error: BaseException) -> HttpError:
+    assert isinstance(error, HTTPException)
+    return HttpError(error.status_code, _CODES.get(error.status_code, "error"), str(error.detail))
+
+
+def _timeout(error: BaseException) -> HttpError:
+    return HttpError(504, "timeout", "the request was not answered in time", None, 5.0)
+
+
+_TRANSLATED: dict[type[BaseException], Callable[[BaseException], HttpError]] = {
+    ValidationError: _invalid,
+    TooMuchError: _too_much,
+    AccessError: _access,
+    HTTPException: _starlette,
+    TimeoutError: _timeout,
+    StorageError: lambda error: HttpError(503, "storage", "the storage of models does not answer", None, 10.0),
+    InputError: lambda error: HttpError(422, "invalid_request", str(error)),
+}
+
+
+def request_id(request: Request) -> str:
+    """Return the id that the log and the answer name a request by; Serve's proxy gives one."""
+    return request.headers.get(REQUEST_ID, "none")[:64]
+
+
+def error_answer(error: BaseException, request: Request) -> Response:
+    """Return the answer of an error."""
+    found = _answerable(error)
+    detail = ErrorDetail(
+        code=found.code,
+        message=found.message[:2000],
+        limit=None if found.limit is None else Limit(name=found.limit[0], value=float(found.limit[1])),
+        retry_after_s=found.retry_after_s,
+        request_id=request_id(request),
+    )
+    headers = {"cache-control": "no-store"}
+    if found.retry_after_s is not None:
+        headers["retry-after"] = str(max(1, math.ceil(found.retry_after_s)))
+    if found.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    body = ErrorBody(error=detail).model_dump_json()
+    return Response(body, found.status, headers, media_type=JSON)
+
+
+def unwrapped(error: BaseException) -> BaseException:
+    """Return what a replica raised, without what Ray wraps around it on the way."""
+    from ray.exceptions import RayTaskError
+
+    while isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
+        error = error.cause
+    return error
+
+
+def _answerable(error: BaseException) -> HttpError:
+    error = unwrapped(error)
+    ray_error = None if isinstance(error, HttpError) else _of_ray(error)
+    return ray_error or as_http(error)

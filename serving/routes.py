@@ -1,0 +1,225 @@
+"""The endpoints: each takes a body, asks a model and gives the answer's form; what they share is `Service`'s."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Depends, FastAPI, Request
+from fastapi.responses import Response
+
+from cellray import __version__
+from cellray.api.schema import (
+    CellsRequest,
+    EmbeddingRequest,
+    EmbeddingResponse,
+    HealthResponse,
+    JobStatus,
+    ModelsResponse,
+    PerturbationRequest,
+    PerturbationResponse,
+    PredictionRequest,
+    PredictionResponse,
+)
+from cellray.api.wire import ARROW_STREAM, JSON, CellTable
+from serving import tables
+from serving.access import Caller, Scope
+from serving.answers import ScreenPlan
+from serving.bodies import media_type, parse, read_body, wants_binary
+from serving.faults import HttpError, too_large
+from serving.metrics import CONTENT_TYPE
+from serving.openapi import body_of, describe, errors
+from serving.service import Service
+from serving.watching import NOTES, watch
+
+RequestT = TypeVar("RequestT", bound=CellsRequest)
+
+_FLOAT_BYTES = 4
+
+
+def make_app(service: Service) -> FastAPI:
+    """Return the HTTP side of a server."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        polling = asyncio.create_task(service.poll())
+        yield
+        polling.cancel()
+        with suppress(asyncio.CancelledError):
+            await polling
+
+    app = FastAPI(title="cellray", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
+    watch(app, service)
+    _add_health(app, service)
+    _add_models(app, service)
+    _add_jobs(app, service)
+    describe(app)
+    return app
+
+
+def _allow(service: Service, scope: Scope) -> Callable[[Request], Awaitable[Caller]]:
+    """Return the dependency that lets callers of a scope in, before the body is read."""
+
+    async def allow(request: Request) -> Caller:
+        client = request.client.host if request.client else ""
+        caller = service.gate.admit(request.headers, scope, client)
+        request.scope[NOTES]["caller"] = caller
+        return caller
+
+    return allow
+
+
+def _add_health(app: FastAPI, service: Service) -> None:
+    @app.get("/healthz", tags=["server"])
+    async def healthz() -> HealthResponse:
+        """Tell that the process answers."""
+        return HealthResponse(status="ok")
+
+    @app.get("/readyz", tags=["server"], responses={503: {"model": HealthResponse}})
+    async def readyz() -> Response:
+        """Tell whether all models answer."""
+        ready = service.ready()
+        answer = HealthResponse(status="ok" if all(ready.values()) else "starting", models=ready)
+        return Response(answer.model_dump_json(), 200 if all(ready.values()) else 503, media_type=JSON)
+
+    @app.get("/metrics", tags=["server"], dependencies=[Depends(_allow(service, "admin"))])
+    async def metrics() -> Response:
+        """Numbers of this process for Prometheus."""
+        return Response(service.metrics.text(), media_type=CONTENT_TYPE)
+
+
+def _add_models(app: FastAPI, service: Service) -> None:
+    embed, perturb = _allow(service, "embed"), _allow(service, "perturb")
+
+    @app.get("/v1/models", tags=["models"], responses=errors(401), dependencies=[Depends(embed)])
+    async def models() -> ModelsResponse:
+        """List the models, what they can be asked, and the limits."""
+        return ModelsResponse(models=service.infos())
+
+    @app.post(
+        "/v1/embeddings", tags=["models"], dependencies=[Depends(embed)], **body_of(EmbeddingRequest, EmbeddingResponse)
+    )
+    async def embeddings(request: Request) -> Response:
+        """Embed cells."""
+
+        async def answer(cells: CellTable, asked: EmbeddingRequest, binary: bool) -> bytes:
+            _check_answer(service, cells, asked)
+            found = await service.ask(asked.model, "embed", cells, asked.pooling, asked.layer)
+            service.metrics.computed(asked.model, len(cells), found.tokens)
+            return await asyncio.to_thread(tables.embedding_body, found, asked.pooling, asked.layer, binary=binary)
+
+        return await _answered(service, request, EmbeddingRequest, answer)
+
+    @app.post(
+        "/v1/predictions",
+        tags=["models"],
+        dependencies=[Depends(embed)],
+        **body_of(PredictionRequest, PredictionResponse),
+    )
+    async def predictions(request: Request) -> Response:
+        """Ask a fine-tuned model what it tells of cells."""
+
+        async def answer(cells: CellTable, asked: PredictionRequest, binary: bool) -> bytes:
+            found = await service.ask(asked.model, "predict", cells)
+            service.metrics.computed(asked.model, len(cells), found.tokens)
+            return await asyncio.to_thread(tables.prediction_body, found, binary=binary)
+
+        return await _answered(service, request, PredictionRequest, answer)
+
+    @app.post(
+        "/v1/perturbations", tags=["models"], **body_of(PerturbationRequest, PerturbationResponse, {202: JobStatus})
+    )
+    async def perturbations(request: Request, caller: Annotated[Caller, Depends(perturb)]) -> Response:
+        """Perturb genes of cells: the effects at once, or a job (202) if that takes long."""
+
+        async def answer(cells: CellTable, asked: PerturbationRequest, binary: bool) -> bytes | Response:
+            return await _perturbed(service, caller, cells, asked, binary=binary)
+
+        return await _answered(service, request, PerturbationRequest, answer)
+
+
+async def _perturbed(
+    service: Service, caller: Caller, cells: CellTable, asked: PerturbationRequest, *, binary: bool
+) -> bytes | Response:
+    """Answer with effects, or with a job."""
+    limits = service.config.limits
+    if len(set(cells.ids)) < len(cells.ids):
+        raise HttpError(422, "invalid_request", "cells: ids must differ, since effects are told by them")
+    at_once = 0 if asked.background else limits.perturbation_tokens
+    empty = asked.model_copy(update={"genes": None})
+    found = await service.ask(asked.model, "perturb", cells, empty, at_once, limits.job_tokens)
+    if isinstance(found, ScreenPlan):
+        if asked.background is False:
+            limit = limits.perturbation_tokens
+            raise too_large("perturbation_tokens", limit, f"{found.tokens:,} tokens, and background is false")
+        status = await service.ask_jobs("submit", found, caller.name)
+        return Response(status.model_dump_json(), 202, {"location": f"/v1/jobs/{status.id}"}, JSON)
+    service.metrics.computed(asked.model, len(cells), found.tokens)
+    ask = asked.model_dump(include={"goal", "top"})
+    found = await asyncio.to_thread(tables.ranked, found, ask)
+    return await asyncio.to_thread(tables.perturbation_body, found, binary=binary)
+
+
+def _add_jobs(app: FastAPI, service: Service) -> None:
+    perturb = _allow(service, "perturb")
+    Owner = Annotated[Caller, Depends(perturb)]  # noqa: N806  # a type
+
+    @app.get("/v1/jobs", tags=["jobs"], responses=errors(401))
+    async def jobs(caller: Owner) -> list[JobStatus]:
+        """List the caller's jobs."""
+        found: list[JobStatus] = await service.ask_jobs("all", caller.name)
+        return found
+
+    @app.get("/v1/jobs/{job_id}", tags=["jobs"], responses=errors(401, 404))
+    async def job(job_id: str, caller: Owner) -> JobStatus:
+        """Tell how far a job is."""
+        found: JobStatus = await service.ask_jobs("status", job_id, caller.name)
+        return found
+
+    @app.get(
+        "/v1/jobs/{job_id}/result", tags=["jobs"], responses=errors(401, 404, 409), response_model=PerturbationResponse
+    )
+    async def result(job_id: str, request: Request, caller: Owner) -> Response:
+        """Return the result of a job that is done."""
+        binary = wants_binary(request)
+        found, _ = await service.ask_jobs("result", job_id, caller.name)
+        body = await asyncio.to_thread(tables.perturbation_body, found, binary=binary)
+        return Response(body, media_type=ARROW_STREAM if binary else JSON)
+
+    @app.delete("/v1/jobs/{job_id}", tags=["jobs"], responses=errors(401, 404))
+    async def cancel(job_id: str, caller: Owner) -> JobStatus:
+        """Cancel a job, or drop the result of one that is done."""
+        found: JobStatus = await service.ask_jobs("cancel", job_id, caller.name)
+        return found
+
+
+async def _answered(
+    service: Service,
+    request: Request,
+    model: type[RequestT],
+    answer: Callable[[CellTable, RequestT, bool], Any],
+) -> Response:
+    """Take a body, let its cells into the queue of their model, and give the answer."""
+    binary, kind = wants_binary(request), media_type(request)
+    service.check_queue(request.query_params.get("model"))
+    with service.bodies.take():
+        body = await read_body(request, service.config.limits)
+        service.check_queue(request.query_params.get("model"))  # it may have filled up meanwhile
+        cells, asked = await parse(model, request, kind, body, service.config.limits, service.uploads)
+        del body
+        queue = service.queue(asked.model)
+        request.scope[NOTES] |= {"model": asked.model, "cells": len(cells)}
+        with queue.enter(len(cells)):
+            made = await answer(cells, asked.model_copy(update={"cells": []}), binary)
+    return made if isinstance(made, Response) else Response(made, media_type=ARROW_STREAM if binary else JSON)
+
+
+def _check_answer(service: Service, cells: CellTable, asked: EmbeddingRequest) -> None:
+    """Refuse embeddings of genes that would not fit an answer."""
+    info = next((each for each in service.infos() if each.name == asked.model), None)
+    if asked.pooling != "gene" or info is None:
+        return
+    limit = service.config.limits.response_mb
+    tokens = sum(min(int(n), info.input_size) for n in (cells.indptr[1:] - cells.indptr[:-1]))
+    if (size := tokens * info.width * _FLOAT_BYTES / 1e6) > limit:
+        raise too_large("response_mb", limit, f"embeddings of genes of {size:,.0f} MB")

@@ -1,0 +1,123 @@
+"""What the endpoints share in one ingress process: models and their queues, what is known of them, who may ask."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from cellray.api.schema import LimitsInfo, ModelInfo
+from serving.access import Gate
+from serving.admission import Queue, Room
+from serving.config import ServingConfig
+from serving.dispatch import ask
+from serving.faults import HttpError
+from serving.metrics import Metrics
+
+logger = logging.getLogger("ray.serve")
+
+_POLL_S = 2.0
+_PATIENCE_S = 20.0
+"""How long a model counts as ready after it was last heard of."""
+
+
+class Service:
+    """State of an ingress process.
+
+    Parameters
+    ----------
+    config
+        Of the server.
+    models
+        Handles of the models' deployments, by name.
+    jobs
+        Handle of the deployment of jobs.
+    gate
+        Who may ask.
+    """
+
+    def __init__(self, config: ServingConfig, models: Mapping[str, Any], jobs: Any, gate: Gate) -> None:  # noqa: ANN401
+        self.config, self.models, self.jobs, self.gate = config, models, jobs, gate
+        self.queues = {name: Queue(name, options.max_queued_cells) for name, options in config.models.items()}
+        self.bodies = Room("bodies_at_once", config.limits.bodies_at_once)
+        self.uploads = Room("uploads_at_once", config.limits.uploads_at_once)
+        self.metrics = Metrics(self.queues)
+        self._known: dict[str, tuple[float, ModelInfo]] = {}
+
+    async def poll(self) -> None:
+        """Ask the models for ever what they are; so readiness costs a request nothing."""
+        await asyncio.gather(*(self._poll(name) for name in self.models))
+
+    async def _poll(self, name: str) -> None:
+        while True:
+            try:
+                told = await ask(self.models[name].describe.remote, _PATIENCE_S)
+                self._known[name] = (time.monotonic(), self._info(told))
+                for what, value in vars(told["load"]).items():
+                    self.metrics.replica.labels(name, what).set(value)
+            except Exception as error:  # a replica that starts or is lost: asked again
+                logger.debug("model %s does not answer: %s", name, error)
+            self.metrics.ready.labels(name).set(self.ready()[name])
+            await asyncio.sleep(_POLL_S)
+
+    def _info(self, told: dict[str, Any]) -> ModelInfo:
+        limits = self.config.limits
+        told = {name: value for name, value in told.items() if name != "load"}
+        return ModelInfo(
+            **told.pop("stamp").model_dump(),
+            **told,
+            limits=LimitsInfo(
+                body_mb=limits.body_mb,
+                cells_per_request=limits.cells_per_request,
+                genes_per_cell=limits.genes_per_cell,
+                perturbation_tokens=limits.perturbation_tokens,
+                job_tokens=limits.job_tokens,
+                request_timeout_s=limits.request_timeout_s,
+            ),
+        )
+
+    def infos(self) -> list[ModelInfo]:
+        """Return what is known of the models."""
+        return [self._known[name][1] for name in self.models if name in self._known]
+
+    def ready(self) -> dict[str, bool]:
+        """Tell of each model whether it was heard of lately."""
+        now = time.monotonic()
+        return {name: name in self._known and now - self._known[name][0] < _PATIENCE_S for name in self.models}
+
+    def check_queue(self, named: str | None) -> None:
+        """Refuse before the body is read, where it is known that there is no room.
+
+        Raises
+        ------
+        HttpError
+            429, or 404: there is no such model.
+        """
+        if named is not None:
+            self.queue(named).check()
+        elif all(queue.cells >= self.config.models[name].max_queued_cells for name, queue in self.queues.items()):
+            next(iter(self.queues.values())).check()
+
+    def queue(self, name: str) -> Queue:
+        """Return the queue of a model.
+
+        Raises
+        ------
+        HttpError
+            404: there is no such model.
+        """
+        if name not in self.queues:
+            message = f"there is no model {name[:100]!r}; there are {', '.join(self.queues)}"
+            raise HttpError(404, "unknown_model", message)
+        return self.queues[name]
+
+    async def ask(self, name: str, method: str, *arguments: Any) -> Any:  # noqa: ANN401
+        """Ask a model; see `serving.dispatch.ask`."""
+        handle = getattr(self.models[name], method)
+        retries = self.metrics.retries.labels(name)
+        return await ask(lambda: handle.remote(*arguments), self.config.limits.request_timeout_s, retries.inc)
+
+    async def ask_jobs(self, method: str, *arguments: Any) -> Any:  # noqa: ANN401
+        """Ask the jobs, once: a job must not be begun twice."""
+        async with asyncio.timeout(self.config.limits.request_timeout_s):
+            return await getattr(self.jobs, method).remote(*arguments)

@@ -1,0 +1,104 @@
+"""An uploaded .h5ad, read by the code that reads files for tokenization, in a process of its own with limits.
+
+Whatever the file does to its reader is an error that says so. Which genes a model knows is none of its business.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from cellray.api.wire import CellTable
+from cellray.data import gene_ids
+from cellray.data.isolated import call_isolated
+from cellray.data.sources.contract import CountSource, open_source
+from cellray.errors import InputError
+from serving.answers import TooMuchError
+from serving.config import Limits
+
+SUBJECT = "the uploaded file"
+_FILE = "upload.h5ad"
+_BLOCK = 1024
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A file to read.
+
+    Attributes
+    ----------
+    path
+        Where it was put.
+    matrix
+        `X`, `raw` or `layers/NAME`.
+    gene_ids
+        Var column with the gene ids, or `index`; None: `ensembl_id` if there is one, else the index.
+    cells, genes
+        Most cells, and most counts of a cell.
+    """
+
+    path: str
+    matrix: str
+    gene_ids: str | None
+    cells: int
+    genes: int
+
+
+def read_upload(upload: Upload) -> CellTable | TooMuchError:
+    """Read all cells of a file; runs in the child.
+
+    Raises
+    ------
+    InputError
+        It is no sound .h5ad, or lacks the matrix or the column.
+    """
+    with open_source(upload.path, upload.matrix) as source:
+        if source.n_cells > upload.cells:
+            return TooMuchError("cells_per_request", upload.cells, f"{source.n_cells:,} cells", "Send fewer at a time.")
+        if not source.n_cells:
+            raise InputError(SUBJECT, "there must be a cell", "none", "Choose another file.")
+        return _read(source, upload)
+
+
+def _read(source: CountSource, upload: Upload) -> CellTable | TooMuchError:
+    names, _ = gene_ids.column_names(source, upload.gene_ids)
+    blocks = list(source.blocks(0, source.n_cells, _BLOCK))
+    lengths = np.concatenate([np.diff(block.indptr) for block in blocks])
+    if int(lengths.max()) > upload.genes:
+        return TooMuchError("genes_per_cell", upload.genes, f"{int(lengths.max()):,} in a cell", "Leave genes out.")
+    columns = np.concatenate([block.columns for block in blocks])
+    counts = np.concatenate([block.counts for block in blocks])
+    fits = len(columns) == 0 or (columns.min() >= 0 and columns.max() < len(names))
+    if lengths.min() < 0 or not fits or counts.dtype.kind not in "fiu":
+        fix = "The file is damaged: write it again from its source."
+        raise InputError(SUBJECT, "indices and pointers must fit the matrix", "otherwise", fix)
+    return CellTable(
+        source.cell_names(0, source.n_cells).to_pylist(),
+        names,
+        np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]),
+        columns.astype(np.int32),
+        counts.astype(np.float64),
+    )
+
+
+async def receive_upload(body: bytes, matrix: str, column: str | None, limits: Limits) -> CellTable:
+    """Return the cells of an uploaded file.
+
+    Raises
+    ------
+    InputError, TooMuchError
+        See `read_upload`; or the file crashed its reader, or kept it busy for too long.
+    """
+    with TemporaryDirectory(prefix="cellray-upload-") as folder:
+        path = Path(folder) / _FILE
+        await asyncio.to_thread(path.write_bytes, body)
+        upload = Upload(str(path), matrix, column, limits.cells_per_request, limits.genes_per_cell)
+        memory = int(limits.upload_memory_mb * 1e6)
+        found = await asyncio.to_thread(call_isolated, read_upload, upload, SUBJECT, limits.upload_s, memory)
+    if isinstance(found, InputError):
+        raise InputError(*(str(part).replace(str(path), SUBJECT) for part in found.args))
+    if isinstance(found, TooMuchError):
+        raise found
+    return found

@@ -1,0 +1,72 @@
+"""What happens around every request: errors become bodies, and each answer is counted and told to the gate."""
+
+import time
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serving.access import Asked
+from serving.faults import REQUEST_ID, error_answer
+from serving.service import Service
+
+NOTES = "cellray.notes"
+"""Key of the ASGI scope under which endpoints note what the audit log is told."""
+_OTHER = "other"
+
+
+def watch(app: FastAPI, service: Service) -> None:
+    """Add error answers, counting and the audit to an application."""
+
+    async def answer(request: Request, error: Exception) -> Response:
+        return error_answer(error, request)
+
+    app.add_exception_handler(HTTPException, answer)
+    app.add_middleware(_Watch, service=service)
+
+
+class _Watch:
+    """Middleware: nothing leaves the application as an exception but a cancellation."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app, self._service = app, service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        scope[NOTES] = {}
+        started, status = time.monotonic(), 499  # the client is gone, if nothing else is heard of
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, sending)
+        except Exception as error:  # raised before an answer began, or by the answer itself
+            if status != 499:
+                raise
+            await error_answer(error, Request(scope))(scope, receive, sending)
+        finally:
+            self._told(scope, status, time.monotonic() - started)
+
+    def _told(self, scope: Scope, status: int, seconds: float) -> None:
+        notes: dict[str, Any] = scope[NOTES]
+        route = getattr(scope.get("route"), "path", _OTHER)  # never the raw path: there would be endlessly many
+        self._service.metrics.answered(route, status, seconds)
+        headers = dict(scope["headers"])
+        asked = Asked(
+            request_id=headers.get(REQUEST_ID.encode(), b"").decode("latin-1")[:64],
+            method=scope["method"],
+            path=route,
+            status=status,
+            seconds=round(seconds, 4),
+            model=notes.get("model"),
+            cells=notes.get("cells"),
+        )
+        self._service.gate.record(notes.get("caller"), asked)

@@ -1,0 +1,240 @@
+"""Turns of the batcher: what is computed together, who goes first, who leaves. No model, no Ray."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+
+from cellray.data.collate import TokenRows
+from serving.batcher import Batcher, QueueClosedError
+
+
+def rows_of(*lengths: int, first: int = 0) -> TokenRows:
+    """Rows whose tokens are the numbers of their rows, from `first` on."""
+    ids = np.concatenate([np.full(length, first + i) for i, length in enumerate(lengths)]).astype(np.uint16)
+    return TokenRows(ids, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+
+
+class Recorder:
+    """Computes (first token, length) of each row and keeps what it was asked together."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.batches: list[list[tuple[int, int]]] = []
+        self.seconds = seconds
+        self.gate = threading.Event()
+        self.gate.set()
+        self.begun = threading.Event()
+
+    def __call__(self, rows: TokenRows) -> list[tuple[int, int]]:
+        self.begun.set()
+        self.gate.wait(20)
+        time.sleep(self.seconds)
+        made = [(int(rows.input_ids[o]), int(n)) for o, n in zip(rows.offsets, rows.lengths, strict=False)]
+        self.batches.append(made)
+        return made
+
+
+@pytest.fixture
+def batcher() -> Iterator[Batcher]:
+    made = Batcher(token_budget=100, max_wait_s=0.0)
+    yield made
+    made.close()
+
+
+async def until(ready: Callable[[], bool]) -> None:
+    for _ in range(2000):
+        if ready():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("it never became so")
+
+
+def test_each_row_gets_its_own_result(batcher: Batcher) -> None:
+    record = Recorder()
+
+    async def ask() -> list[list[tuple[int, int]]]:
+        sizes = [(5, 90, 40), (10,), (60, 60, 1)]
+        asked = [batcher.rows("k", rows_of(*own, first=100 * i), record) for i, own in enumerate(sizes)]
+        return list(await asyncio.gather(*asked))
+
+    assert asyncio.run(ask()) == [
+        [(0, 5), (1, 90), (2, 40)],
+        [(100, 10)],
+        [(200, 60), (201, 60), (202, 1)],
+    ]
+    assert all(len(batch) * max(n for _, n in batch) <= 100 for batch in record.batches)
+    assert batcher.load.tokens == 266
+
+
+def test_requests_share_batches_and_kinds_do_not(batcher: Batcher) -> None:
+    record = Recorder()
+
+    async def ask() -> None:
+        record.gate.clear()
+        first = asyncio.ensure_future(batcher.rows("a", rows_of(100), record))
+        await until(record.begun.is_set)
+        others = [batcher.rows("a", rows_of(20, first=10 * i), record) for i in range(1, 5)]
+        others.append(batcher.rows("b", rows_of(20, first=90), record))
+        waiting = asyncio.gather(*others)
+        await until(lambda: batcher.load.rows == 5)
+        record.gate.set()
+        await asyncio.gather(first, waiting)
+
+    asyncio.run(ask())
+    assert record.batches == [[(0, 100)], [(10, 20), (20, 20), (30, 20), (40, 20)], [(90, 20)]]
+
+
+def test_rows_of_one_length_go_together_but_the_oldest_goes_first(batcher: Batcher) -> None:
+    record = Recorder()
+
+    async def ask() -> None:
+        record.gate.clear()
+        first = asyncio.ensure_future(batcher.rows("a", rows_of(100), record))
+        await until(record.begun.is_set)
+        old = asyncio.ensure_future(batcher.rows("a", rows_of(30, first=1), record))
+        await asyncio.sleep(0)
+        new = asyncio.ensure_future(batcher.rows("a", rows_of(100, 29, 5, 28, first=10), record))
+        await until(lambda: batcher.load.rows == 5)
+        record.gate.set()
+        await asyncio.gather(first, old, new)
+
+    asyncio.run(ask())
+    assert record.batches[1] == [(1, 30), (11, 29), (13, 28)]
+
+
+def test_who_gives_up_is_not_computed(batcher: Batcher) -> None:
+    record = Recorder()
+
+    async def ask() -> None:
+        record.gate.clear()
+        first = asyncio.ensure_future(batcher.rows("a", rows_of(100), record))
+        await until(record.begun.is_set)
+        lost = asyncio.ensure_future(batcher.rows("a", rows_of(50, 50, 50, first=10), record))
+        late = asyncio.ensure_future(batcher.rows("a", rows_of(50, first=20), record, timeout_s=0.01))
+        kept = asyncio.ensure_future(batcher.rows("a", rows_of(50, first=30), record))
+        await until(lambda: batcher.load.rows == 5)
+        lost.cancel()
+        await asyncio.sleep(0.05)
+        record.gate.set()
+        assert await kept == [(30, 50)]
+        with pytest.raises(TimeoutError):
+            await late
+        await first
+
+    asyncio.run(ask())
+    assert record.batches == [[(0, 100)], [(30, 50)]]
+    assert batcher.load.rows == 0
+
+
+def test_a_batch_with_room_waits_for_more() -> None:
+    batcher, record = Batcher(token_budget=100, max_wait_s=0.5), Recorder()
+
+    async def ask() -> float:
+        started = time.monotonic()
+        first = asyncio.ensure_future(batcher.rows("a", rows_of(50), record))
+        await asyncio.sleep(0.05)
+        await asyncio.gather(first, batcher.rows("a", rows_of(50, first=1), record))
+        return time.monotonic() - started
+
+    assert asyncio.run(ask()) < 0.5
+    assert record.batches == [[(0, 50), (1, 50)]]
+    batcher.close()
+
+
+def test_rows_overtake_long_work_and_do_not_starve_it(batcher: Batcher) -> None:
+    record, seen = Recorder(), []
+
+    def steps() -> Iterator[int]:
+        for i in range(4):
+            time.sleep(0.02)
+            seen.append(len(record.batches))
+            yield i
+
+    async def ask() -> None:
+        long = asyncio.ensure_future(batcher.steps(steps(), priority=2))
+        await until(lambda: len(seen) == 1)
+        await asyncio.gather(*(batcher.rows("a", rows_of(100, first=i), record) for i in range(40)))
+        assert await long == [0, 1, 2, 3]
+
+    asyncio.run(ask())
+    assert len(record.batches) == 40
+    assert seen[0] == 0
+    assert 16 <= seen[3] <= 40
+
+
+def test_more_urgent_steps_go_first(batcher: Batcher) -> None:
+    order: list[str] = []
+
+    def steps(name: str) -> Iterator[None]:
+        for _ in range(3):
+            time.sleep(0.02)
+            order.append(name)
+            yield
+
+    async def ask() -> None:
+        slow = asyncio.ensure_future(batcher.steps(steps("job"), priority=2))
+        await until(lambda: len(order) == 1)
+        await batcher.steps(steps("asked"), priority=1)
+        await slow
+
+    asyncio.run(ask())
+    assert [name for name in order if name == "asked"] == ["asked"] * 3
+    assert order[-1] == "job"
+
+
+def test_cancelled_steps_stop(batcher: Batcher) -> None:
+    made: list[int] = []
+
+    def steps() -> Iterator[int]:
+        for i in range(1000):
+            made.append(i)
+            time.sleep(0.005)
+            yield i
+
+    async def ask() -> int:
+        long = asyncio.ensure_future(batcher.steps(steps()))
+        await until(lambda: len(made) > 2)
+        long.cancel()
+        await asyncio.sleep(0.05)
+        count = len(made)
+        await asyncio.sleep(0.1)
+        return len(made) - count
+
+    assert asyncio.run(ask()) == 0
+
+
+def test_an_error_goes_to_those_it_concerns(batcher: Batcher) -> None:
+    def fail(rows: TokenRows) -> list[int]:
+        raise ValueError("no such thing")
+
+    async def ask() -> None:
+        with pytest.raises(ValueError, match="no such thing"):
+            await batcher.rows("a", rows_of(10), fail)
+        assert await batcher.rows("b", rows_of(10), Recorder()) == [(0, 10)]
+
+    asyncio.run(ask())
+
+
+def test_closing_fails_what_waits() -> None:
+    batcher, record = Batcher(token_budget=100, max_wait_s=0.0), Recorder()
+
+    async def ask() -> None:
+        record.gate.clear()
+        first = asyncio.ensure_future(batcher.rows("a", rows_of(100), record))
+        await until(record.begun.is_set)
+        second = asyncio.ensure_future(batcher.rows("a", rows_of(100), record))
+        await until(lambda: batcher.load.rows == 1)
+        closing = threading.Thread(target=batcher.close)
+        closing.start()
+        with pytest.raises(QueueClosedError):
+            await second
+        record.gate.set()
+        assert await first == [(0, 100)]
+        closing.join()
+        with pytest.raises(QueueClosedError):
+            await batcher.rows("a", rows_of(1), record)
+
+    asyncio.run(ask())
