@@ -105,7 +105,7 @@ class KeyGate:
         self._keys, self._per_minute, self._audit = keys, requests_per_minute, audit
         self._limiter = limiter or RateLimiter()
 
-    def admit(self, headers: Mapping[str, str], scope: Scope, client: str) -> Caller:  # any address
+    def admit(self, headers: Mapping[str, str], scope: Scope | None, client: str) -> Caller:  # any address
         """Return the caller.
 
         Raises
@@ -125,7 +125,7 @@ class KeyGate:
         if wait_s > 0:
             message = f"the key {name!r} may ask {per_minute:,} times a minute"
             raise AccessError(429, "rate_limited", message, wait_s)
-        if scope not in key.scopes:
+        if scope is not None and scope not in key.scopes:
             message = f"this needs the scope {scope!r}; the key {name!r} has {', '.join(sorted(key.scopes))}"
             raise AccessError(403, "scope_missing", message)
         return Caller(name, frozenset(key.scopes))

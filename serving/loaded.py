@@ -139,10 +139,7 @@ class LoadedModel:
             return [{name: values[i : i + 1] for name, values in found.items()} for i in range(len(rows.lengths))]
         gene_t = self.gene_v.cpu().numpy()[rows.input_ids]
         ends = np.concatenate([[0], np.cumsum(gene_t)])[rows.offsets]
-        return [
-            {name: values[start:stop] for name, values in found.items()}
-            for start, stop in pairwise(ends.tolist())
-        ]
+        return [{name: values[start:stop] for name, values in found.items()} for start, stop in pairwise(ends.tolist())]
 
     def prepare(self) -> None:
         """Compute one small row, so that the first request does not wait for what is made at first use."""
