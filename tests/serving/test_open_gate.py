@@ -33,7 +33,7 @@ def test_others_are_not(headers: dict[str, str], client: str) -> None:
     assert caught.value.status == 403
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "serving.example.org", ""])
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "serving.example.org", ""])  # noqa: S104
 def test_no_keys_and_another_address_than_loopback_do_not_go_together(host: str) -> None:
     options = {"models": {"default": {"uri": "somewhere"}}, "access": {"auth": "none"}, "host": host}
     with pytest.raises(ValidationError, match="listens on loopback only"):
