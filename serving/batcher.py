@@ -177,8 +177,8 @@ class Batcher:
         """Stop after what is being computed; what waits fails."""
         with self._changed:
             self._closed = True
-            for item in (*self._rows, *self._steps):
-                item.done(QueueClosedError("the replica stops"))
+            for done in [*(item.done for item in self._rows), *(item.done for item in self._steps)]:
+                done(QueueClosedError("the replica stops"))
             self._rows.clear()
             self._steps.clear()
             self._changed.notify()
@@ -204,8 +204,8 @@ class Batcher:
         self._drop_expired()
         if self._steps and (not self._rows or self._since_step >= _PATIENCE):
             self._since_step = 0
-            item = min(self._steps, key=lambda each: each.priority)
-            return lambda: self._step(item)
+            long = min(self._steps, key=lambda each: each.priority)
+            return lambda: self._step(long)
         if not self._rows:
             return None
         oldest = self._rows[0]

@@ -21,15 +21,23 @@ class Metrics:
 
     def __init__(self, queues: Mapping[str, Queue]) -> None:
         self.registry = CollectorRegistry()
-        own = {"registry": self.registry}
-        self.requests = Counter("cellray_requests", "Answered requests", ("route", "status"), **own)
-        self.seconds = Histogram("cellray_request_seconds", "Until the answer", ("route",), buckets=_SECONDS, **own)
-        self.cells = Counter("cellray_cells", "Cells answered", ("model",), **own)
-        self.tokens = Counter("cellray_tokens", "Tokens computed", ("model",), **own)
-        self.retries = Counter("cellray_retries", "Requests asked again after a lost replica", ("model",), **own)
-        self.ready = Gauge("cellray_model_ready", "Whether a replica of the model answers", ("model",), **own)
-        self.replica = Gauge("cellray_replica_load", "Of the replica last heard of", ("model", "what"), **own)
-        waiting = Gauge("cellray_queue_cells", "Cells that wait or are computed", ("model",), **own)
+        registry = self.registry
+        self.requests = Counter("cellray_requests", "Answered requests", ("route", "status"), registry=registry)
+        self.seconds = Histogram(
+            "cellray_request_seconds", "Until the answer", ("route",), buckets=_SECONDS, registry=registry
+        )
+        self.cells = Counter("cellray_cells", "Cells answered", ("model",), registry=registry)
+        self.tokens = Counter("cellray_tokens", "Tokens computed", ("model",), registry=registry)
+        self.retries = Counter(
+            "cellray_retries", "Requests asked again after a lost replica", ("model",), registry=registry
+        )
+        self.ready = Gauge(
+            "cellray_model_ready", "Whether a replica of the model answers", ("model",), registry=registry
+        )
+        self.replica = Gauge(
+            "cellray_replica_load", "Of the replica last heard of", ("model", "what"), registry=registry
+        )
+        waiting = Gauge("cellray_queue_cells", "Cells that wait or are computed", ("model",), registry=registry)
         for name, queue in queues.items():
             waiting.labels(name).set_function(lambda queue=queue: queue.cells)  # type: ignore[misc]
 

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from cellray.shift_schema import CELL_ID, PERTURBATION, SIMILARITY, shift_column
+from cellray.schema import CELL_ID
+from cellray.shift_schema import PERTURBATION, SIMILARITY, shift_column
 
 
 def strongest(table: pa.Table, ids: Sequence[str], goal: str | None, top: int | None) -> pa.Table:

@@ -10,7 +10,7 @@ from pydantic_core import to_json
 
 from cellray import shift_schema
 from cellray.api import wire
-from cellray.api.schema import EmbeddingResponse, GeneEmbeddings, PerturbationResponse, PredictionResponse
+from cellray.api.schema import EmbeddingResponse, GeneEmbeddings, PerturbationResponse, Pooling, PredictionResponse
 from serving.answers import Embedded, ScreenPlan, Tabled
 from serving.ranking import strongest
 
@@ -31,7 +31,7 @@ def ranked(found: Tabled, ask: dict[str, Any]) -> Tabled:
     return Tabled(found.stamp, found.notes, table, found.counts, found.tokens)
 
 
-def embedding_body(found: Embedded, pooling: str, layer: int, *, binary: bool) -> bytes:
+def embedding_body(found: Embedded, pooling: Pooling, layer: int, *, binary: bool) -> bytes:
     """Return an answer with embeddings."""
     response = EmbeddingResponse.model_construct(model=found.stamp, pooling=pooling, layer=layer, notes=found.notes)
     ids = [note.id for note in found.notes]
@@ -46,8 +46,8 @@ def embedding_body(found: Embedded, pooling: str, layer: int, *, binary: bool) -
         }
         return wire.pack_table(pa.table(columns), about)
     if found.cell_t is None:
-        missing = np.isnan(found.embedding_nd).any(axis=1).tolist()
-        rows = [None if lost else row for row, lost in zip(found.embedding_nd.tolist(), missing, strict=True)]
+        missing = np.isnan(found.embedding_nd).any(axis=1)
+        rows = [None if missing[i] else row for i, row in enumerate(found.embedding_nd.tolist())]
         return to_json(response.model_copy(update={"embeddings": rows}))
     ends = np.searchsorted(found.cell_t, np.arange(len(ids) + 1))
     genes = [
