@@ -101,6 +101,10 @@ class Gate(Protocol):
         """Take note of an answer; None if the caller was not let in. Must not block or raise."""
         ...
 
+    def close(self) -> None:
+        """Let go of files."""
+        ...
+
 
 class OpenGate:
     """Lets everybody on this machine do everything.
@@ -131,6 +135,11 @@ class OpenGate:
         """Write a line to the audit log."""
         if self._audit is not None:
             self._audit.write(caller, asked)
+
+    def close(self) -> None:
+        """Close the audit log."""
+        if self._audit is not None:
+            self._audit.close()
 
 
 _OWN_SITES = frozenset(("none", "same-origin"))
@@ -175,3 +184,17 @@ def make_gate(config: ServingConfig) -> Gate:
     if config.access.auth not in GATES:
         raise InputError("access.auth", f"must be one of {', '.join(GATES)}", config.access.auth, "Choose one.")
     return GATES[config.access.auth](config)
+
+
+def check_access(config: ServingConfig) -> None:
+    """Look at keys, certificate and audit log before anything is started.
+
+    Raises
+    ------
+    InputError
+        One is missing or damaged.
+    """
+    from serving.tls import tls_options
+
+    tls_options(config.tls_certificate, config.tls_key)
+    make_gate(config).close()

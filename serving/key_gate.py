@@ -135,6 +135,11 @@ class KeyGate:
         if self._audit is not None:
             self._audit.write(caller, asked)
 
+    def close(self) -> None:
+        """Close the audit log."""
+        if self._audit is not None:
+            self._audit.close()
+
 
 def _key_of(headers: Mapping[str, str]) -> str:
     """Return what `Authorization: Bearer KEY` holds."""

@@ -191,7 +191,8 @@ class AsyncClient:
             A job failed.
         """
         given: dict[str, Any] = {name: value for name, value in ask.items() if name not in Reading.__annotations__}
-        asked, source = _checked(PerturbationRequest, {"model": model, **given}), _source(adata, ask)
+        source = _source(adata, ask, Perturbation)
+        asked = _checked(PerturbationRequest, {"model": model, **given})
         reply = self._tables("/v1/perturbations", asked)
         info = await self._info(model)
         most = _MOST_CELLS if info is None else info.limits.cells_per_request
@@ -258,8 +259,8 @@ class AsyncClient:
 _ACCEPTED = 202
 
 
-def _source(adata: "AnnData", reading: Reading) -> CellSource:
-    check_names(set(reading) - set(PerturbationRequest.model_fields), Reading)
+def _source(adata: "AnnData", reading: Reading, options: type = Reading) -> CellSource:
+    check_names(reading, options)
     return CellSource(adata, reading.get("matrix", "X"), reading.get("gene_ids"))
 
 
