@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 ResultT = TypeVar("ResultT")
 
+_LAST_WORD_S = 6.0
+"""Longest that an interrupted call may take to cancel its job [s]."""
+
 
 class Client:
     """Asks a server of models; each method is that of `AsyncClient`, waited for.
@@ -103,12 +106,21 @@ class Client:
         return self._run(partial(self._client.perturb, adata, model, **ask))
 
     def _run(self, call: Callable[[], Awaitable[ResultT]]) -> ResultT:
-        """Wait for a call in the other thread; an interrupt here cancels it there."""
-        future: Future[ResultT] = self._started().start_task_soon(call)
+        """Wait for a call in the other thread; an interrupt here cancels it there, and lets it tell the server."""
+        ended = threading.Event()
+
+        async def tracked() -> ResultT:
+            try:
+                return await call()
+            finally:
+                ended.set()
+
+        future: Future[ResultT] = self._started().start_task_soon(tracked)
         try:
             return future.result()
         except BaseException:
-            future.cancel()
+            if future.cancel():
+                ended.wait(_LAST_WORD_S)
             raise
 
     def _started(self) -> Any:  # noqa: ANN401  # anyio's portal
