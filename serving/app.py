@@ -53,11 +53,12 @@ def _common(args: ServingConfig) -> dict[str, Any]:
 def _replicas(options: ModelOptions) -> dict[str, Any]:
     """Return how many replicas there are, and what each of them takes."""
     actor = {"num_cpus": options.num_cpus, "num_gpus": options.num_gpus}
+    shared = {"ray_actor_options": actor, "max_surge_percent": options.surge_percent}
     if options.min_replicas == options.max_replicas:
-        return {"num_replicas": options.min_replicas, "ray_actor_options": actor}
+        return {"num_replicas": options.min_replicas, **shared}
     scaling = {
         "min_replicas": options.min_replicas,
         "max_replicas": options.max_replicas,
         "target_ongoing_requests": options.target_ongoing_requests,
     }
-    return {"autoscaling_config": scaling, "ray_actor_options": actor}
+    return {"autoscaling_config": scaling, **shared}

@@ -34,6 +34,9 @@ class ModelOptions(Options):
     token_budget: int | None = Field(None, ge=1, description="tokens computed at once, padding included [tokens]")
     max_wait_ms: float = Field(5, ge=0, description="longest that cells wait for others to be computed with [ms]")
     max_queued_cells: int = Field(256, ge=1, description="cells that wait or are computed; more are refused [cells]")
+    surge_percent: int = Field(
+        100, ge=0, le=100, description="replicas started beside the old ones in an update; 0 where there is no room [%]"
+    )
     reload_s: float = Field(30, gt=0, description="how often an alias is looked up [s]")
 
     @model_validator(mode="after")

@@ -46,8 +46,8 @@ def embedding_body(found: Embedded, pooling: Pooling, layer: int, *, binary: boo
         }
         return wire.pack_table(pa.table(columns), about)
     if found.cell_t is None:
-        missing = np.isnan(found.embedding_nd).any(axis=1)
-        rows = [None if missing[i] else row for i, row in enumerate(found.embedding_nd.tolist())]
+        lost = set(np.flatnonzero(np.isnan(found.embedding_nd).any(axis=1)).tolist())
+        rows = [None if i in lost else row for i, row in enumerate(found.embedding_nd.tolist())]
         return to_json(response.model_copy(update={"embeddings": rows}))
     ends = np.searchsorted(found.cell_t, np.arange(len(ids) + 1))
     genes = [

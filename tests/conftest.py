@@ -23,7 +23,7 @@ GENES = [f"ENSG{i:011d}" for i in range(1, 41)]
 
 
 @pytest.fixture(scope="session")
-def ray_session(s3_endpoint: str) -> Iterator[None]:
+def ray_session(s3_endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """One Ray of two CPUs for the whole test session; its workers know the S3 server."""
     import ray
 
@@ -35,7 +35,9 @@ def ray_session(s3_endpoint: str) -> Iterator[None]:
         include_dashboard=False,
         log_to_driver=False,
         logging_level="ERROR",
-        runtime_env={"env_vars": s3_environment(s3_endpoint)},
+        runtime_env={
+            "env_vars": s3_environment(s3_endpoint) | {"CELLRAY_CACHE": str(tmp_path_factory.mktemp("cache"))}
+        },
     )
     ensure_ray()
     yield

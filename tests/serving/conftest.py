@@ -4,6 +4,7 @@ import socket
 import time
 import warnings
 from collections.abc import Iterator
+from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,8 @@ import numpy as np
 import pytest
 
 from cellray.infer.states import write_states
+from cellray.tracking import start_run
+from cellray.tracking.register import register_model
 from cellray.vocabulary import GeneVocabulary
 from serving.config import ServingConfig
 from tests.conftest import GENES
@@ -58,16 +61,26 @@ def small_vocabulary() -> GeneVocabulary:
 
 
 @pytest.fixture(scope="session")
-def served(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """Serve two models: a pretrained one with states, and a fine-tuned one."""
+def monkeypatch_session() -> Iterator[pytest.MonkeyPatch]:
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+@pytest.fixture(scope="session")
+def served(
+    ray_session: None, monkeypatch_session: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
+    """Serve two models: a pretrained one with states, and a fine-tuned one that is registered."""
     folder, vocabulary = tmp_path_factory.mktemp("served"), small_vocabulary()
     for name in ("default", "cells"):
         (folder / name).mkdir()
+    monkeypatch_session.setenv("CELLRAY_CACHE", str(folder / "cache"))
     write_states(str(folder / "states.parquet"), STATES)
     models = {
         "default": {"uri": model_in(folder / "default", vocabulary), "states": str(folder / "states.parquet"), **SMALL},
-        "cells": {"uri": model_in(folder / "cells", vocabulary, DISEASE, AGE), **SMALL},
+        "cells": {"uri": "models:/cells@live", "tracking_uri": store_in(folder), "reload_s": 0.5, **SMALL},
     }
+    register(folder, model_in(folder / "cells", vocabulary, DISEASE, AGE))
     limits = {
         "body_mb": 2,
         "cells_per_request": 64,
@@ -81,6 +94,18 @@ def served(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Itera
     )
     with serving(config) as url:
         yield Served(url, config, vocabulary, folder)
+
+
+def store_in(folder: Path) -> str:
+    """MLflow's tables in a file of the folder."""
+    return f"sqlite:///{folder}/mlflow.db"
+
+
+def register(folder: Path, model: str) -> str:
+    """Make a directory the version that models:/cells@live means; return its number."""
+    store = store_in(folder)
+    with chdir(folder):  # MLflow puts artifacts there
+        return register_model(start_run(store, "serving", "run", {}, {}), model, "cells", "live").version
 
 
 class serving:  # noqa: N801  # a context manager, used as a function

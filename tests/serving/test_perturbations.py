@@ -155,7 +155,7 @@ def test_predictions_are_those_of_the_job(served: Served, cells: anndata.AnnData
         answer = client.post("/v1/predictions", json=json_cells(cells) | {"model": "cells"})
         other = client.post("/v1/predictions", json=json_cells(cells))
     corpus = corpus_in(tmp_path, served.vocabulary, cells)
-    model, output = served.config.models["cells"].uri, str(tmp_path / "predictions")
+    model, output = str(served.folder / "cells" / "tuned"), str(tmp_path / "predictions")
     made = predict_cells(PredictConfig(corpus=corpus.uri, model=model, output=output, actors=(0, 0), obs_columns=()))
     wanted = rows_in(tmp_path / "predictions", made.parts).drop(columns="source_row")
     assert answer.status_code == 200, answer.text
