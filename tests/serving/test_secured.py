@@ -33,7 +33,7 @@ class Secured:
     url, certificate
         Of the server.
     keys
-        By what they may: embed, perturb, admin, slow (six requests a minute).
+        By what they may: embed, perturb, admin, slow (30 requests a minute), revoked.
     keys_file, audit
         Files of the server.
     """
@@ -63,7 +63,7 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     scopes = {"slow": ["embed"], "revoked": ["embed"]}
     for name, key in keys.items():
         known = {"sha256": digest_of(key), "scopes": scopes.get(name, [name])}
-        rate = {"requests_per_minute": 6 if name == "slow" else 6000}
+        rate = {"requests_per_minute": 30 if name == "slow" else 6000}
         append_key(folder / "keys.toml", name, Key.model_validate(known | rate))
     port = free_port()
     config = {
@@ -151,11 +151,11 @@ def test_all_that_asks_a_model_is_behind_a_key(secured: Secured) -> None:
 
 def test_a_key_that_asks_too_often_waits(secured: Secured, cells: anndata.AnnData) -> None:
     with secured.client("slow") as client:
-        answers = [client.get("/v1/models") for _ in range(3)]
+        answers = [client.get("/v1/models") for _ in range(8)]  # five at once
     assert answers[0].status_code == 200
     assert answers[-1].status_code == 429
     assert answers[-1].json()["error"]["code"] == "rate_limited"
-    assert 1 <= int(answers[-1].headers["retry-after"]) <= 10
+    assert 1 <= int(answers[-1].headers["retry-after"]) <= 2
     with Client(secured.url, secured.keys["slow"], ca=str(secured.certificate)) as patient:
         assert len(patient.embed(cells[:2])) == 2  # the client waits as long as it is told
 
@@ -196,6 +196,7 @@ def wait_for(true: Callable[[], object], seconds: float = 10) -> None:
 
 
 def test_the_log_says_who_asked_what_and_nothing_of_cells(secured: Secured, cells: anndata.AnnData) -> None:
+    time.sleep(0.5)  # lines of the tests before
     before = len(secured.log())
     body = json_cells(cells[:7])
     with secured.client("embed") as client:
