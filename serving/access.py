@@ -2,10 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
+from urllib.parse import urlsplit
 
 from cellray.errors import InputError
 from serving.config import ServingConfig, is_loopback
+
+if TYPE_CHECKING:
+    from serving.audit import AuditLog
 
 Scope = Literal["embed", "perturb", "admin"]
 
@@ -74,7 +78,7 @@ class AccessError(Exception):
 class Gate(Protocol):
     """Decides before a body is read, and hears of every answer. One an ingress replica; called in its event loop."""
 
-    def admit(self, headers: Mapping[str, str], scope: Scope, client: str) -> Caller:
+    def admit(self, headers: Mapping[str, str], scope: Scope | None, client: str) -> Caller:
         """Return the caller.
 
         Parameters
@@ -82,7 +86,7 @@ class Gate(Protocol):
         headers
             Names in lower case.
         scope
-            What the endpoint needs.
+            What the endpoint needs; None: any scope will do.
         client
             Address of the other side.
 
@@ -97,21 +101,75 @@ class Gate(Protocol):
         """Take note of an answer; None if the caller was not let in. Must not block or raise."""
         ...
 
+    def close(self) -> None:
+        """Let go of files."""
+        ...
+
 
 class OpenGate:
-    """Lets everybody on this machine do everything, and writes nothing."""
+    """Lets everybody on this machine do everything.
 
-    def admit(self, headers: Mapping[str, str], scope: Scope, client: str) -> Caller:
-        """Let them in, unless they come from elsewhere: whatever address the server was bound to."""
-        if not is_loopback(client):
+    Parameters
+    ----------
+    audit
+        Where answers are written; None: nowhere.
+    """
+
+    def __init__(self, audit: "AuditLog | None" = None) -> None:
+        self._audit = audit
+
+    def admit(self, headers: Mapping[str, str], scope: Scope | None, client: str) -> Caller:
+        """Let them in, unless they come from elsewhere, whatever address the server was bound to.
+
+        A page from elsewhere can make a browser of this machine ask, too: directly, or under a name of its own that it
+        lets point here (DNS rebinding). So the name that was asked for must be this machine's as well.
+        """
+        named = _host_name(headers.get("host", ""))
+        if not is_loopback(client) or not is_loopback(named):
             raise AccessError(403, "loopback_only", "without keys the server answers its own machine only")
+        if headers.get("sec-fetch-site", "none") not in _OWN_SITES:
+            raise AccessError(403, "cross_site", "without keys the server answers no pages of others")
         return Caller("anyone", frozenset(("embed", "perturb", "admin")))
 
     def record(self, caller: Caller | None, asked: Asked) -> None:
-        """Forget it."""
+        """Write a line to the audit log."""
+        if self._audit is not None:
+            self._audit.write(caller, asked)
+
+    def close(self) -> None:
+        """Close the audit log."""
+        if self._audit is not None:
+            self._audit.close()
 
 
-GATES: dict[str, Callable[[ServingConfig], Gate]] = {"none": lambda config: OpenGate()}
+_OWN_SITES = frozenset(("none", "same-origin"))
+
+
+def _host_name(host: str) -> str:
+    """Return the name in a Host header, without the port."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _open_gate(config: ServingConfig) -> Gate:
+    return OpenGate(_audit(config))
+
+
+def _key_gate(config: ServingConfig) -> Gate:
+    from serving.key_gate import KeyFile, KeyGate
+
+    return KeyGate(KeyFile(config.access.keys_file), config.access.requests_per_minute, _audit(config))
+
+
+def _audit(config: ServingConfig) -> "AuditLog | None":
+    from serving.audit import AuditLog
+
+    return None if config.audit_file is None else AuditLog(config.audit_file)
+
+
+GATES: dict[str, Callable[[ServingConfig], Gate]] = {"none": _open_gate, "keys": _key_gate}
 """Makers of gates by `access.auth`."""
 
 
@@ -121,8 +179,22 @@ def make_gate(config: ServingConfig) -> Gate:
     Raises
     ------
     InputError
-        There is no such way to let callers in.
+        There is no such way to let callers in, there are no keys, or the audit log cannot be written.
     """
     if config.access.auth not in GATES:
         raise InputError("access.auth", f"must be one of {', '.join(GATES)}", config.access.auth, "Choose one.")
     return GATES[config.access.auth](config)
+
+
+def check_access(config: ServingConfig) -> None:
+    """Look at keys, certificate and audit log before anything is started.
+
+    Raises
+    ------
+    InputError
+        One is missing or damaged.
+    """
+    from serving.tls import tls_options
+
+    tls_options(config.tls_certificate, config.tls_key)
+    make_gate(config).close()

@@ -69,7 +69,9 @@ class AccessOptions(Options):
     """Who may ask."""
 
     auth: Literal["keys", "none"] = Field("keys", description="none: anybody on this machine, nobody from elsewhere")
-    keys_file: str | None = Field(None, description="hashed keys with their scopes")
+    keys_file: str | None = Field(
+        None, description="hashed keys with their scopes; default: the environment variable CELLRAY_API_KEYS"
+    )
     requests_per_minute: int = Field(600, ge=1, description="of a key that names no number of its own")
 
 
@@ -92,8 +94,6 @@ class ServingConfig(Options):
     def _sensible(self) -> "ServingConfig":
         if self.access.auth == "none" and not is_loopback(self.host):
             raise ValueError(f"without keys (auth: none) the server listens on loopback only, not on {self.host}")
-        if self.access.auth == "keys" and self.access.keys_file is None:
-            raise ValueError("auth: keys needs keys_file")
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ValueError("tls_certificate and tls_key go together")
         for name in self.models:

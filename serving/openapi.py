@@ -62,6 +62,8 @@ def describe(app: FastAPI) -> None:
         if app.openapi_schema is None:
             made = get_openapi(title=app.title, version=app.version, routes=app.routes)
             schemas = made["components"]["schemas"]
+            made["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+            made["security"] = [{"key": []}]
             for model in (EmbeddingRequest, PredictionRequest, PerturbationRequest):
                 own = model.model_json_schema(ref_template=_REFERENCE)
                 schemas |= own.pop("$defs", {})

@@ -29,6 +29,7 @@ from serving.bodies import media_type, parse, read_body, wants_binary
 from serving.faults import HttpError, too_large
 from serving.metrics import CONTENT_TYPE
 from serving.openapi import body_of, describe, errors
+from serving.security import SecurityHeaders
 from serving.service import Service
 from serving.watching import NOTES, watch
 
@@ -52,6 +53,7 @@ def make_app(service: Service) -> FastAPI:
 
     app = FastAPI(title="cellray", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
     watch(app, service)
+    app.add_middleware(SecurityHeaders, tls=service.config.tls_certificate is not None)
     _add_health(app, service)
     _add_models(app, service)
     _add_jobs(app, service)
@@ -59,7 +61,7 @@ def make_app(service: Service) -> FastAPI:
     return app
 
 
-def _allow(service: Service, scope: Scope) -> Callable[[Request], Awaitable[Caller]]:
+def _allow(service: Service, scope: Scope | None) -> Callable[[Request], Awaitable[Caller]]:
     """Return the dependency that lets callers of a scope in, before the body is read."""
 
     async def allow(request: Request) -> Caller:
@@ -93,7 +95,7 @@ def _add_health(app: FastAPI, service: Service) -> None:
 def _add_models(app: FastAPI, service: Service) -> None:
     embed, perturb = _allow(service, "embed"), _allow(service, "perturb")
 
-    @app.get("/v1/models", tags=["models"], responses=errors(401), dependencies=[Depends(embed)])
+    @app.get("/v1/models", tags=["models"], responses=errors(401), dependencies=[Depends(_allow(service, None))])
     async def models() -> ModelsResponse:
         """List the models, what they can be asked, and the limits."""
         return ModelsResponse(models=service.infos())

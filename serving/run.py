@@ -19,8 +19,10 @@ from urllib.request import urlopen
 from cellray.data.session import ensure_ray
 from cellray.errors import InputError, StorageError
 from cellray.models import open_model
+from serving.access import check_access
 from serving.app import build
 from serving.config import ServingConfig, read_config
+from serving.tls import tls_options
 
 NAME = "cellray"
 _READY_S = 600.0
@@ -34,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         config = read_config(options.config)
+        check_access(config)
         check_models(config)
         serve_until_stopped(config)
     except (InputError, StorageError) as error:
@@ -90,9 +93,7 @@ def start(config: ServingConfig) -> None:
     from ray import serve
     from ray.serve.config import HTTPOptions, ProxyLocation
 
-    tls = {}
-    if config.tls_certificate is not None:
-        tls = {"ssl_certfile": config.tls_certificate, "ssl_keyfile": config.tls_key}
+    tls = tls_options(config.tls_certificate, config.tls_key)
     serve.start(
         proxy_location=ProxyLocation.HeadOnly,
         http_options=HTTPOptions(host=config.host, port=config.port, **tls),

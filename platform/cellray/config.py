@@ -37,7 +37,11 @@ WORKER_LOGS = "CELLRAY_WORKER_LOGS"
 """Environment variable: set it to see what Ray workers print."""
 MODEL_CACHE = "CELLRAY_CACHE"
 """Environment variable: folder of downloaded models, default `cellray` in the user's cache folder."""
-SWITCHES = {TRACEBACK, WORKER_LOGS, MODEL_CACHE}
+API_KEY = "CELLRAY_API_KEY"
+"""Environment variable: the key that `cellray.client` sends."""
+API_KEYS = "CELLRAY_API_KEYS"
+"""Environment variable of a server: its keys, hashed, as the text of a file of keys."""
+SWITCHES = {TRACEBACK, WORKER_LOGS, MODEL_CACHE, API_KEY, API_KEYS}
 
 
 class JobConfig(BaseModel):

@@ -25,7 +25,7 @@ MODELS = {"default": {"uri": "somewhere"}}
     ("change", "said"),
     [
         ({"access": {"auth": "none"}, "host": "0.0.0.0"}, "loopback only"),  # noqa: S104
-        ({"access": {"auth": "keys"}}, "keys_file"),
+        ({"access": {"auth": "password"}}, "'keys' or 'none'"),
         ({"access": {"auth": "none"}, "tls_key": "k"}, "go together"),
         ({"models": {}}, "at least 1"),
         ({"models": {"a b": {"uri": "x"}}}, "letters, digits"),
