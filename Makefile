@@ -42,7 +42,9 @@ bench: setup
 	$(BIN)/python -m tests.benchmarks.scale
 	$(BIN)/python -m tests.benchmarks.vocabulary
 	$(BIN)/python -m tests.benchmarks.embedding
+	$(BIN)/python -m tests.benchmarks.prefilter $(wildcard ../shared/data)
 	$(BIN)/python -m tests.benchmarks.training_step
+	$(BIN)/python -W ignore -m tests.benchmarks.perturbation
 	$(BIN)/python -m tests.benchmarks.gpu_training
 	$(BIN)/python -W ignore -m tests.benchmarks.streaming
 	$(BIN)/python -W ignore -m tests.benchmarks.serving

@@ -26,8 +26,8 @@ class InspectConfig(JobConfig):
 
 def main(config: InspectConfig) -> str:
     """Describe the corpus and, if asked, read it through; or describe a screen."""
-    if is_screen(config.corpus):
-        return describe_screen(config.corpus)
+    if is_screen(config.corpus) and not config.statistics and config.plot is None:
+        return describe_screen(config.corpus, verify=config.verify)
     corpus = Corpus.open(config.corpus)
     manifest = corpus.manifest
     lines = [

@@ -1,7 +1,10 @@
 """Perturb genes of cells in silico."""
 
 from cellray.infer.partial import told_counts
-from cellray.infer.screen import ScreenConfig, ScreenPlan, screen
+from cellray.infer.prefilter.report import summary
+from cellray.infer.screen import ScreenConfig, screen
+from cellray.infer.screen_plan import ScreenPlan
+from cellray.prefilter_schema import PrefilterManifest
 from jobs._run import run_job
 
 
@@ -14,7 +17,8 @@ def main(config: ScreenConfig) -> str:
             f"{cells:,} cells, at most {made.copies:,} perturbed copies, {made.tokens:,} tokens to compute"
             f" in {len(made.units):,} units; nothing was done"
         )
-    return "\n".join([f"{made.rows:,} shifts", *told_counts(made), f"{config.output}: shifts"])
+    few = summary(made.report) if isinstance(made, PrefilterManifest) else []
+    return "\n".join([f"{made.rows:,} shifts", *told_counts(made), *few, f"{config.output}: shifts"])
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ def main(config: SearchConfig) -> str:
     if len(winner["front"]) > 1:
         lines.append(f"Pareto front: trials {', '.join(map(str, winner['front']))}")
     lines.append(f"trial {winner['trial']} ({winner['rule']}): {plain(winner['objectives'])}")
+    if winner["spread"]:
+        lines.append(f"mean over inner folds, whose standard deviation is {plain(winner['spread'])}")
     lines.append(f"with {plain(winner['parameters'])}")
     for name, figures in result.heads.items():
         shown = [f"{key} {figures[key]:.3f}" for key in _SHOWN if figures.get(key) is not None]

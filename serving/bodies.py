@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from fastapi import Request
 
 from cellray.api.schema import CellsRequest
-from cellray.api.wire import ARROW_STREAM, H5AD, JSON, CellTable, cells_of, decompress, unpack_cells
+from cellray.api.wire import ARROW_STREAM, CELLS, H5AD, JSON, CellTable, cells_of, decompress, unpack_cells
 from serving.admission import Room
 from serving.config import Limits
 from serving.faults import HttpError, too_large
@@ -31,8 +31,8 @@ def media_type(request: Request) -> str:
         415: it is none of those there are.
     """
     kind = request.headers.get("content-type", JSON).split(";", 1)[0].strip().lower()
-    if kind not in (JSON, ARROW_STREAM, H5AD):
-        message = f"Content-Type must be {JSON}, {ARROW_STREAM} or {H5AD}; found {kind[:100]!r}"
+    if kind not in (JSON, CELLS, H5AD):
+        message = f"Content-Type must be {JSON}, {CELLS} or {H5AD}; found {kind[:100]!r}"
         raise HttpError(415, "unsupported_media_type", message)
     return kind
 
@@ -94,7 +94,7 @@ async def parse(
     """
     if kind == JSON:
         cells, asked = await asyncio.to_thread(_of_json, model, body, limits)
-    elif kind == ARROW_STREAM:
+    elif kind == CELLS:
         cells, parameters = unpack_cells(body)
         asked = model.model_validate(_merged(parameters, _NO_CELL))
         _check_size(len(cells), cells.longest, limits)

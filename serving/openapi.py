@@ -8,7 +8,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
 from cellray.api.schema import EmbeddingRequest, ErrorBody, PerturbationRequest, PredictionRequest
-from cellray.api.wire import ARROW_STREAM, H5AD, JSON
+from cellray.api.wire import ARROW_STREAM, CELLS, H5AD, JSON
 
 _REFERENCE = "#/components/schemas/{model}"
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
@@ -46,7 +46,7 @@ def body_of(
         Models of further answers by their status.
     """
     reference = {"schema": {"$ref": _REFERENCE.format(model=request.__name__)}}
-    content = {JSON: reference, ARROW_STREAM: _BINARY, H5AD: _BINARY}
+    content = {JSON: reference, CELLS: _BINARY, H5AD: _BINARY}
     own = {200: {"model": response, "content": {ARROW_STREAM: _BINARY}}}
     further = {status: {"model": model} for status, model in (more or {}).items()}
     return {

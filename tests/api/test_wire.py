@@ -4,10 +4,10 @@ import json
 import typing
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save
 
 from cellray import shift_schema
 from cellray.api import schema, wire
@@ -97,57 +97,52 @@ def test_embeddings_survive_the_wire() -> None:
     assert table["embedding"].to_pylist() == [[1, 2], None, [3, 4]]
 
 
-def stream(table: pa.Table, **options: object) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(**options)) as writer:
-        writer.write_table(table)
-    return bytes(sink.getvalue())
+def packed(**changes: object) -> bytes:
+    """Two cells of two genes, some of the vectors replaced."""
+    texts = {"ids": ["a", "b"], "genes": ["A", "B"], "parameters": {}}
+    arrays = {
+        "indptr": np.array([0, 1, 2]),
+        "columns": np.array([0, 1], np.int32),
+        "counts": np.array([1, 2], np.float32),
+    }
+    for name, value in changes.items():
+        (arrays if isinstance(value, np.ndarray) else texts)[name] = value  # type: ignore[index, assignment]
+    told = {name: np.frombuffer(json.dumps(text).encode(), np.uint8) for name, text in texts.items()}
+    return save({**told, **arrays})
 
 
-def cell_table(
-    gene: list[list[int] | None], count: list[list[float] | None], ids: list[str | None], genes: object = ("A", "B")
-) -> pa.Table:
-    metadata = {"genes": json.dumps(genes), "parameters": "{}"}
-    kinds = pa.schema(
-        [("id", pa.string()), ("gene", pa.list_(pa.int32())), ("count", pa.list_(pa.float32()))], metadata
-    )
-    return pa.table({"id": ids, "gene": gene, "count": count}, schema=kinds)
+def test_the_pattern_is_sound() -> None:
+    assert dense(wire.unpack_cells(packed())[0]) == [[1, 0], [0, 2]]
 
 
 @pytest.mark.parametrize(
-    ("table", "said"),
+    ("body", "said"),
     [
-        (cell_table([[0, 2]], [[1, 1]], ["a"]), "places in the 2 `genes`"),
-        (cell_table([[-1]], [[1]], ["a"]), "places in the 2 `genes`"),
-        (cell_table([[0, 1]], [[1]], ["a"]), "as many genes as counts"),
-        (cell_table([[0]], [[None]], ["a"]), "none of them null"),
-        (cell_table([None], [None], ["a"]), "none of them null"),
-        (cell_table([[0]], [[1]], [None]), "none of them null"),
-        (cell_table([[0]], [[1]], ["a"], {"A": 1}), "JSON list of names"),
-        (cell_table([[0]], [[1]], ["a"], ["A", "A"]), "stands there once"),
-        (cell_table([[0]], [[1]], ["a" * 513]), "512 characters"),
-        (pa.table({"id": ["a"]}), "it has the columns"),
-        (pa.table({"id": pa.array(["a"]).dictionary_encode()}), "without dictionaries"),
+        (packed(columns=np.array([0, 2], np.int32)), "places in the 2 `genes`"),
+        (packed(columns=np.array([-1, 0], np.int32)), "places in the 2 `genes`"),
+        (packed(columns=np.array([0], np.int32)), "each count has a column"),
+        (packed(columns=np.array([0, 1])), "it has the vectors"),
+        (packed(counts=np.array([[1, 2]], np.float32)), "it has the vectors"),
+        (packed(indptr=np.array([0, 2])), "a step for each cell"),
+        (packed(indptr=np.array([0, 3, 2])), "rises from 0"),
+        (packed(indptr=np.array([1, 1, 2])), "rises from 0"),
+        (packed(indptr=np.array([], np.int64)), "rises from 0"),
+        (packed(more=np.array([1])), "it has the vectors"),
+        (packed(genes={"A": 1}), "`genes` is a JSON list of names"),
+        (packed(genes=["A", "A"]), "stands there once"),
+        (packed(ids=["a", "b" * 513]), "at most 512 characters"),
+        (packed(ids=["a", None]), "`ids` is a JSON list"),
+        (packed(parameters=[]), "`parameters` is a JSON object"),
+        (b"", "it must be safetensors"),
+        (b"\xff" * 64, "it must be safetensors"),
     ],
 )
-def test_tables_without_sense_are_refused(table: pa.Table, said: str) -> None:
+def test_bodies_without_sense_are_refused(body: bytes, said: str) -> None:
     with pytest.raises(InputError, match=said):
-        wire.unpack_cells(stream(table))
+        wire.unpack_cells(body)
 
 
-def test_a_bomb_of_compressed_buffers_is_not_opened() -> None:
-    zeros = pa.ListArray.from_arrays(pa.array([0, 10_000_000], pa.int32()), pa.array(np.zeros(10_000_000, np.int32)))
-    counts = pa.ListArray.from_arrays(zeros.offsets, pa.array(np.zeros(10_000_000, np.float32)))
-    table = pa.table([pa.array(["a"]), zeros, counts], schema=cell_table([[0]], [[1]], ["a"]).schema)
-    bomb = stream(table, compression="lz4")
-    assert len(bomb) < 1_000_000
-    before = pa.total_allocated_bytes()
-    with pytest.raises(InputError, match="compressed buffers"):
-        wire.unpack_cells(bomb)
-    assert pa.total_allocated_bytes() - before < 10_000_000
-
-
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=1000, deadline=None, derandomize=True)
 @given(st.data())
 def test_damaged_streams_are_refused_or_read(data: st.DataObject) -> None:
     body = bytearray(wire.pack_cells(small(), {}))
@@ -160,30 +155,6 @@ def test_damaged_streams_are_refused_or_read(data: st.DataObject) -> None:
         return
     assert cells.indptr[-1] == len(cells.columns) == len(cells.counts)
     assert all(0 <= column < len(cells.genes) for column in cells.columns)
-
-
-def test_streams_with_pieces_cut_out_or_twice() -> None:
-    """Messages of another kind than expected must not reach Arrow, which crashes on them."""
-    rng, body = np.random.default_rng(0), wire.pack_cells(small(), {"layer": 0})
-    read = 0
-    for _ in range(4000):
-        damaged = bytearray(body)
-        for _ in range(int(rng.integers(1, 5))):
-            place, length = int(rng.integers(len(damaged))), int(rng.integers(1, 50))
-            match int(rng.integers(3)):
-                case 0:
-                    damaged[place] = int(rng.integers(256))
-                case 1:
-                    del damaged[place : place + length]
-                case _:
-                    damaged[place:place] = damaged[place : place + length]
-        try:
-            cells, _ = wire.unpack_cells(bytes(damaged))
-            read += 1
-        except InputError:
-            continue
-        assert cells.indptr[-1] == len(cells.columns) == len(cells.counts)
-    assert 0 < read < 2000
 
 
 @pytest.mark.parametrize("encoding", ["zstd", "gzip"])

@@ -37,7 +37,7 @@ from serving.config import ServingConfig
 from serving.encoding import Encoder
 
 GENES, TOKENS, CELLS, CLIENTS, THREADS, ROUNDS = 25_424, 512, 16, 8, 2, 5
-HEADERS = {"content-type": wire.ARROW_STREAM, "accept": wire.ARROW_STREAM}
+HEADERS = {"content-type": wire.CELLS, "accept": wire.ARROW_STREAM}
 
 
 def cells_of(number: int, seed: int) -> CellTable:

@@ -158,13 +158,46 @@ def test_the_package_offers_it_and_loads_nothing_before() -> None:
     assert done.stdout == "[]\n"
 
 
-def test_ray_is_not_started(vocabulary: GeneVocabulary, tmp_path: Path) -> None:
+def test_ray_is_not_even_loaded(vocabulary: GeneVocabulary, tmp_path: Path) -> None:
     model = model_in(tmp_path, vocabulary)
     cells_of().write_h5ad(tmp_path / "c.h5ad")
     code = (
-        "import anndata, ray, sys; from cellray import perturb; "
+        "import anndata, sys; from cellray import perturb; "
         f"t = perturb(anndata.read_h5ad({str(tmp_path / 'c.h5ad')!r}), {model!r}, genes={GENES[0]!r}); "
-        "print(len(t) > 0, ray.is_initialized())"
+        "print(len(t) > 0, 'ray' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "True False\n"
+
+
+def test_models_with_cls_and_official_directories(vocabulary_v2: GeneVocabulary, tmp_path: Path) -> None:
+    corpus, model = corpus_in(tmp_path, vocabulary_v2), model_in(tmp_path, vocabulary_v2)
+    options = {"genes": ("all",), "pooling": "cls", **TOWARDS}
+    _, expected = screened(corpus, model, tmp_path / "job", **options)
+    table = perturb(cells_of(), model, **options)
+    pd.testing.assert_frame_equal(table, expected[table.columns], check_exact=False, rtol=1e-5, atol=1e-6)
+    for name in ("vocabulary.json", "provenance.json"):
+        (Path(model) / name).unlink()
+    with pytest.raises(InputError, match=r"the genes of its tokens must be known; found no vocabulary\.json"):
+        Screen(model)
+    file = str(tmp_path / "v.json")
+    vocabulary_v2.save(file)
+    for given in (file, vocabulary_v2):
+        pd.testing.assert_frame_equal(perturb(cells_of(), model, vocabulary=given, **options), table)
+
+
+def test_a_screen_can_be_run_on_several_anndata_and_in_batches(vocabulary: GeneVocabulary, tmp_path: Path) -> None:
+    """Cells alone or together, in any order: the same numbers, and the object is not changed."""
+    screen = Screen(model_in(tmp_path, vocabulary), genes=(GENES[0], GENES[2]))
+    adata = cells_of()
+    before = adata.copy()
+    whole = screen.perturb(adata)
+    pieces = [screen.perturb(adata[i : i + 6]) for i in (12, 0, 6)]
+    keys = ["cell_id", "perturbation"]
+    joined = pd.concat(pieces).sort_values(keys, ignore_index=True)
+    pd.testing.assert_frame_equal(
+        joined, whole.sort_values(keys, ignore_index=True), check_exact=False, rtol=1e-5, atol=1e-6
+    )
+    assert (adata.X != before.X).nnz == 0
+    assert adata.obs.equals(before.obs)
+    assert not adata.uns

@@ -264,7 +264,14 @@ def test_a_record_that_was_cut_short_does_not_count(vocabulary: GeneVocabulary, 
         json.loads(path.read_text())["rows"] for path in (tmp_path / "s" / "records").iterdir() if path != first
     )
     assert rows > 0
-    assert second.exists()
+    options = inspect_corpus.InspectConfig(corpus=str(tmp_path / "s"), verify=True)
+    assert "shifts, digest" in inspect_corpus.main(options)
+    with pytest.raises(InputError, match="it must be a token corpus; found perturbation shifts"):
+        inspect_corpus.main(options.model_copy(update={"statistics": True}))
+    part = tmp_path / "s" / "shards" / f"{second.stem}.parquet"
+    part.write_bytes(part.read_bytes()[:-1] + b"x")
+    with pytest.raises(InputError, match=f"every part must be the one that was written; found 'shards/{second.stem}"):
+        inspect_corpus.main(options)
 
 
 def test_rate_and_time_left_leave_out_what_was_there(

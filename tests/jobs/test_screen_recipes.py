@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from cellray.config import JobConfig, parse_config
+from cellray.errors import InputError
 from cellray.infer.perturbation_stats import PerturbationStatsConfig, read_table
 from cellray.infer.screen import ScreenConfig
 from cellray.infer.shift_tables import ShiftTable
@@ -167,3 +168,12 @@ def test_cooperativity_of_two_factors(place: Path) -> None:
     assert found["Anchor_shift"].astype(float).tolist() == pytest.approx([b, a], abs=1e-6)
     assert found["Sum_of_indiv_shifts"].astype(float).tolist() == pytest.approx([a + b - 1] * 2, abs=1e-6)
     assert found["Combo_minus_sum_shift"].astype(float).tolist() == pytest.approx([both - a - b + 1] * 2, abs=1e-6)
+    names = place / "names.csv"
+    names.write_text(f"gene_id,symbol\n{GATA4},GATA4\n{TBX5},TBX5\n")
+    options = {"shifts": str(made), "mode": "mixture_model", "pairs": True, "gene_names": str(names)}
+    config = PerturbationStatsConfig(**options, anchor="TBX5", output=str(place / "anchored"))
+    perturbation_stats.main(config)
+    assert read_table(config.output)["Anchor_name"].tolist() == ["TBX5"]
+    names.write_text(f"gene_id,symbol\n{GATA4},TBX5\n{TBX5},TBX5\n")
+    with pytest.raises(InputError, match=rf"a symbol must mean one gene; found TBX5 \({TBX5}, {GATA4}\)"):
+        perturbation_stats.main(config.model_copy(update={"output": str(place / "other")}))

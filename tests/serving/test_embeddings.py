@@ -66,7 +66,7 @@ def test_genes_of_a_cell_have_rows(served: Served, cells: anndata.AnnData, tmp_p
 def test_binary_is_json(served: Served, cells: anndata.AnnData) -> None:
     body = json_cells(cells)
     asked = cells_of(EmbeddingRequest.model_validate_json(json.dumps(body)))
-    headers = {"content-type": wire.ARROW_STREAM, "accept": wire.ARROW_STREAM}
+    headers = {"content-type": wire.CELLS, "accept": wire.ARROW_STREAM}
     with served.client() as client:
         plain = client.post("/v1/embeddings", json=body | {"layer": 0}).json()
         packed = wire.pack_cells(asked, {"layer": 0})

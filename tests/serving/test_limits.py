@@ -15,7 +15,7 @@ from cellray.api.schema import ErrorBody
 from tests.conftest import GENES
 from tests.serving.conftest import Served, json_cells
 
-ARROW = {"content-type": wire.ARROW_STREAM}
+BINARY = {"content-type": wire.CELLS}
 ONE = {"cells": [{"id": "a", "genes": GENES[:3], "counts": [1, 2, 3]}]}
 
 
@@ -36,7 +36,9 @@ def test_limits_are_named(served: Served) -> None:
             found = refused(client.post("/v1/embeddings", json=body), 422, "limit_exceeded").error
             assert found.limit is not None
             assert (found.limit.name, found.limit.value) == (limit, value)
-        refused(client.post("/v1/embeddings", content=wire.pack_cells(cells, {}), headers=ARROW), 422, "limit_exceeded")
+        refused(
+            client.post("/v1/embeddings", content=wire.pack_cells(cells, {}), headers=BINARY), 422, "limit_exceeded"
+        )
         large = refused(client.post("/v1/embeddings", content=b" " * 2_000_001), 413, "limit_exceeded").error
         assert large.limit is not None
         assert (large.limit.name, large.limit.value) == ("body_mb", 2)
@@ -70,7 +72,7 @@ def _csr(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         ({"json": ONE, "headers": {"content-type": "text/csv"}}, 415, "unsupported_media_type"),
         ({"json": ONE, "headers": {"accept": "image/png"}}, 406, "not_acceptable"),
         ({"json": ONE, "headers": {"content-encoding": "br"}}, 422, "invalid_request"),
-        ({"content": b"no stream", "headers": ARROW}, 422, "invalid_request"),
+        ({"content": b"no stream", "headers": BINARY}, 422, "invalid_request"),
         ({"content": b"no file", "headers": {"content-type": wire.H5AD}}, 422, "invalid_request"),
         ({"json": ONE, "params": {"model": "cells"}}, 422, "invalid_request"),
     ],

@@ -26,7 +26,7 @@ _VALUES: list[Any] = [
     *([1] * 300, GENES[:3], "ENSG00000000001", float("nan"), float("inf")),
 ]
 _PATHS = ("/v1/embeddings", "/v1/predictions", "/v1/perturbations")
-_TYPES = (wire.JSON, wire.JSON, wire.JSON, wire.ARROW_STREAM, "text/plain", "", "application/json; charset=utf-16")
+_TYPES = (wire.JSON, wire.JSON, wire.JSON, wire.CELLS, "text/plain", "", "application/json; charset=utf-16")
 
 
 def bases(cells: anndata.AnnData) -> list[dict[str, Any]]:
@@ -88,7 +88,7 @@ def asked(base: list[dict[str, Any]], rng: random.Random) -> dict[str, Any]:
         changed = mutated(others, rng) if others and rng.random() < 0.5 else others
         body = wire.pack_cells(cells_of(plain), changed if isinstance(changed, dict) else others)
         body = damaged(body, rng) if rng.random() < 0.7 else body
-        headers["content-type"] = wire.ARROW_STREAM
+        headers["content-type"] = wire.CELLS
     else:
         body = json.dumps(value).encode()
         name = rng.choice(["content-type", "accept", "content-encoding", "x-request-id", "expect", "range"])

@@ -6,11 +6,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from cellray.data.corpora.codes import CodedColumn
+from cellray.train.contracts import Batch
 from cellray.train.evaluation import flat_metrics, gene_head_result, head_result, write_report
 from cellray.train.folds import TEST, SplitConfig, gene_folds, split_cells
 from cellray.train.metrics.genes import GeneSums, gene_metrics
+from cellray.train.tasks.cells import CellScores, CellTask, CellTaskConfig
 from cellray.train.tasks.gene_labels import GeneLabels
 from cellray.train.tasks.labels import ClassLabels, ValueLabels
 from tests.benchmarks.classification import baseline, log_normalised
@@ -118,3 +121,52 @@ def test_the_baseline_knows_stimulated_cells(shared: Path) -> None:
     assert result.pooled.n == 832
     assert result.pooled.values["accuracy"] > 0.97
     assert folds.describe()["cells"].sum() == 2 * 832
+
+
+def cell_task(labels: dict[str, ClassLabels | ValueLabels], *watched: str) -> CellTask:
+    heads = [{"name": name, "kind": "regression" if name == "age" else "classification"} for name in labels]
+    task = "multitask" if len(heads) > 1 else "cell_classification"
+    config = CellTaskConfig.model_validate({"task": task, "heads": heads})
+    return CellTask(config, labels, split_cells(config.split, labels), frozenset(watched))
+
+
+def test_a_validation_computes_areas_only_where_they_are_watched(labels: dict[str, ClassLabels | ValueLabels]) -> None:
+    rng = np.random.default_rng(1)
+    cells = np.arange(90)
+    p_nc = rng.dirichlet(np.ones(3), 90)
+    arrays = {"cells": cells, "head cell type": p_nc, "head age": rng.normal(50, 9, (90, 1))}
+    (kinds, ages) = cell_task(labels).results([arrays])
+    tested = {f"cell type/{name}": v for name, v in kinds.pooled.values.items()}
+    tested |= {f"age/{name}": v for name, v in ages.pooled.values.items()}
+    watching = cell_task(labels, "validation_loss", "cell type/macro_pr_auc").metrics(0, 1, arrays)
+    assert watching == pytest.approx(tested)
+    quick = cell_task(labels, "validation_loss", "age/mae").metrics(0, 1, arrays)
+    assert set(watching) - set(quick) == {"cell type/macro_roc_auc", "cell type/macro_pr_auc"}
+    assert quick == pytest.approx({name: v for name, v in tested.items() if name in quick})
+    alone = cell_task({"cell type": labels["cell type"]}, "macro_f1").metrics(0, 1, arrays)
+    assert alone["macro_f1"] == tested["cell type/macro_f1"]
+    assert "macro_roc_auc" not in alone
+
+
+def test_what_is_watched_is_there_even_if_it_is_not_defined(labels: dict[str, ClassLabels | ValueLabels]) -> None:
+    """Six cells without a label, then none at all: a training that watches F1 finds no number, not no figure."""
+    own = {"cell type": labels["cell type"]}
+    for cells in (np.arange(6), np.arange(0)):
+        arrays = {"cells": cells, "head cell type": np.full((len(cells), 3), 1 / 3)}
+        found = cell_task(own, "macro_f1").metrics(0, 1, arrays)
+        assert np.isnan(found["macro_f1"])
+        assert "accuracy" not in found
+
+
+def test_answers_come_together_by_cell() -> None:
+    """A row without a cell, which a worker runs to keep step with the others, is left out."""
+    scores = CellScores(["kind"], [], {"kind": []})
+    for cells in ([7, 2, -1], [5, 0]):
+        answers = {"kind": torch.tensor(cells)[:, None] / 10}
+        scores.add(Batch(torch.zeros(len(cells), 1), np.ones(len(cells), np.int64), np.array(cells)), answers)
+    found = scores.arrays(1)
+    assert found["cells"].tolist() == [0, 2, 5, 7]
+    np.testing.assert_allclose(found["head kind"], [[0.0], [0.2], [0.5], [0.7]])
+    scores.cells[1][0] = 7
+    with pytest.raises(AssertionError):
+        scores.arrays(1)

@@ -152,7 +152,8 @@ kind = "regression"
 
 def test_several_heads_with_missing_labels(config_of: Callable[..., FinetuneConfig]) -> None:
     plan, session = train_fold(config_of(MULTITASK, epochs=10))
-    assert {f"val {n}" for n in plan.opened.metric_names()} <= {f"val {k}" for r in session.reports for k in r}
+    measured = {name for name in plan.opened.metric_names() if not name.endswith("_auc")}  # those are for the test
+    assert measured <= {name for report in session.reports for name in report}
     results = {result.name: result.pooled for result in plan.opened.results([plan.answers()])}
     assert set(results) == {"kind", "sparse", "years"}
     assert results["kind"].values["accuracy"] > 0.9
@@ -211,12 +212,14 @@ def test_a_metric_that_is_not_defined_is_no_better(config_of: Callable[..., Fine
     assert session.history("validation_loss").keys() == {plan.loop.steps}
 
 
-def test_small_weights_of_heads_do_not_shrink_what_is_reported(config_of: Callable[..., FinetuneConfig]) -> None:
+def test_small_weights_of_heads_do_not_shrink_what_is_reported(
+    config_of: Callable[..., FinetuneConfig], tmp_path: Path
+) -> None:
     head = '{{name = "kind", kind = "classification", weight = {}}}'
     task = 'task = "multitask"\nheads = [{}]\nsplit = {{kind = "random"}}'
     told = []
     for weight in (1.0, 0.001):
-        config = config_of(task.format(head.format(weight)), epochs=1, log_every=1, output=f"{weight}")
+        config = config_of(task.format(head.format(weight)), epochs=1, log_every=1, output=str(tmp_path / f"{weight}"))
         told.append(train_fold(config)[1])
     for name in ("train_loss", "grad_norm"):
         first, second = (session.history(name)[1] for session in told)

@@ -11,7 +11,17 @@ from pydantic import ValidationError
 
 from cellray.data.corpora.codes import CodedColumn
 from cellray.errors import InputError
-from cellray.train.folds import TEST, TRAIN, UNUSED, VALIDATION, SplitConfig, cell_folds, gene_folds, split_cells
+from cellray.train.folds import (
+    TEST,
+    TRAIN,
+    UNUSED,
+    VALIDATION,
+    InnerFolds,
+    SplitConfig,
+    cell_folds,
+    gene_folds,
+    split_cells,
+)
 from cellray.train.split_overview import overview
 from cellray.train.tasks.gene_labels import GeneLabels
 from cellray.train.tasks.labels import ClassLabels, LabelConfig, ValueLabels, read_labels
@@ -44,6 +54,24 @@ def test_stratified_folds_keep_the_shares() -> None:
         assert folds.counts(k, TRAIN, "kind").tolist() == [72, 36]
     np.testing.assert_array_equal((folds.part_kn == TEST).sum(axis=0), codes >= 0)
     assert (folds.part_kn[:, codes < 0] == UNUSED).all()
+
+
+@pytest.mark.parametrize("kind", ["random", "stratified", "grouped", "stratified_grouped"])
+def test_inner_folds_cut_all_but_the_test_part(kind: str) -> None:
+    """The test part is that of one split; every other cell validates once; donors stay whole."""
+    codes, donor = RNG.integers(0, 3, 240), np.repeat(np.arange(24), 10)
+    grouped = {"kind": kind, "group": "donor" if "grouped" in kind else None, "test_fraction": 0.25}
+    groups = column_of(donor) if "grouped" in kind else None
+    labels = {"kind": labels_of(codes)}
+    once = split_cells(SplitConfig.model_validate(grouped), labels, groups)
+    inner = split_cells(InnerFolds.model_validate({**grouped, "folds": 3}), labels, groups)
+    assert len(inner) == 3
+    for k in range(3):
+        np.testing.assert_array_equal(inner.rows(k, TEST), once.rows(0, TEST))
+        parts = [set(donor[inner.rows(k, part)]) for part in (TRAIN, VALIDATION, TEST)]
+        assert groups is None or not (parts[0] & parts[1] or parts[0] & parts[2] or parts[1] & parts[2])
+    validated = (inner.part_kn == VALIDATION).sum(axis=0)
+    np.testing.assert_array_equal(validated, once.part_kn[0] != TEST)
 
 
 @settings(max_examples=60, deadline=None)

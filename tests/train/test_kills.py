@@ -167,7 +167,7 @@ def test_killed_jobs(config: PretrainConfig, tmp_path: Path, ray_address: str, e
 @pytest.mark.chaos
 def test_two_jobs_at_once(config: PretrainConfig, tmp_path: Path) -> None:
     """The one that began last goes on, the other one is told."""
-    config = config.model_copy(update={"max_steps": 400})
+    config = config.model_copy(update={"max_steps": 1500})
     logs = [tmp_path / "first", tmp_path / "second"]
     jobs: list[subprocess.Popen[bytes]] = []
     for number, log in enumerate(logs):

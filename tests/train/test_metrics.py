@@ -13,7 +13,7 @@ from cellray.train.metrics.calibration import calibration
 from cellray.train.metrics.classification import classification_metrics
 from cellray.train.metrics.genes import GeneSums, gene_metrics
 from cellray.train.metrics.regression import regression_metrics
-from cellray.train.metrics.summary import Predictions, over_folds
+from cellray.train.metrics.summary import over_folds
 
 BY_HAND = np.array([[0.8, 0.2], [0.6, 0.4], [0.3, 0.7], [0.4, 0.6], [0.1, 0.9]])
 TRUTH = np.array([0, 1, 1, 0, 1])
@@ -225,12 +225,3 @@ def test_mean_and_spread_over_folds() -> None:
     assert table["std"].tolist() == pytest.approx([0.2, np.sqrt(0.125)])
     assert table["n"].tolist() == [3, 2]
     assert np.isnan(over_folds([{"f1": 0.5}])["std"][0])
-
-
-def test_predictions_of_workers_come_together_by_cell() -> None:
-    parts = [Predictions(np.array(n), np.array(n)[:, None] / 10) for n in ([7, 2], [5, 0])]
-    whole = Predictions.gather(parts)
-    assert whole.cells_n.tolist() == [0, 2, 5, 7]
-    assert whole.output_nc[:, 0].tolist() == [0.0, 0.2, 0.5, 0.7]
-    with pytest.raises(InputError, match="predicted once; found 2 repetitions"):
-        Predictions.gather([parts[0], parts[0]])

@@ -175,6 +175,8 @@ def check_recorded(store: str, config: SearchConfig, winner: int, failed: int) -
     assert [run.info.status for run in nested].count("FAILED") == failed
     assert all("weight_decay" in run.data.params for run in nested)
     assert top.data.tags["best_trial"] == str(winner)
+    assert {"test/kind/macro_f1", "best/macro_f1"} <= top.data.metrics.keys()
+    assert not {name for name in top.data.metrics if name.startswith("kind/")}
     assert top.data.tags["corpus_digest"] == Corpus.open(config.corpus).manifest.digest
     kept = {each.path for each in client.list_artifacts(top.info.run_id)}
     assert {"trials.csv", "best.toml", "history_macro_f1.png", "metrics.json"} <= kept
@@ -193,6 +195,23 @@ def check_predicts(config: SearchConfig, folder: Path) -> None:
     told = np.concatenate([table["kind"].to_numpy(zero_copy_only=False) for table in tables])
     kinds = Corpus.open(config.corpus).ray_dataset(["kind"]).to_pandas()["kind"].to_numpy()
     assert (told == kinds).mean() > 0.6
+
+
+@pytest.mark.chaos
+def test_a_search_over_inner_folds(config_of: Callable[..., SearchConfig], ray_session: None, tmp_path: Path) -> None:
+    space = "[dropout]\nkind = 'uniform'\nlow = 0.0\nhigh = 0.2"
+    config = config_of(space, trials=1, learning_rate=3e-3)
+    (tmp_path / "task.toml").write_text(f"{CLASSES}folds = 2\n")
+    result = search(config)
+    assert result.counts == {"complete": 1}
+    assert result.winner["spread"].keys() == {"macro_f1"}
+    table = pd.read_csv(f"{result.report}/trials.csv")
+    assert list(table["folds"]) == [2]
+    figures = json.loads(Path(f"{result.report}/metrics.json").read_text())
+    assert figures["heads"]["kind"]["pooled"]["n"] == 32
+    split = pd.read_csv(f"{result.report}/folds.csv").set_index("part")["cells"]
+    assert split.to_dict() == {"train": 128, "validation": 0, "test": 32}
+    assert ModelDirectory.open(result.uri).provenance["steps"] >= 1
 
 
 @pytest.mark.chaos

@@ -1,5 +1,6 @@
 """Search spaces: what may be searched, and bounds that an option would refuse are refused before anything starts."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,11 @@ from cellray.errors import InputError
 from cellray.schema import request_digest
 from cellray.train.finetune import FinetuneConfig
 from cellray.train.search.options import SearchConfig, _asked
-from cellray.train.search.space import SEARCHABLE, Space, read_space, with_values
+from cellray.train.search.report import Winner, best_task, best_toml
+from cellray.train.search.space import SEARCHABLE, Choice, Space, read_space, with_values
+from cellray.train.search.task_fields import check_task_fields, with_task_fields
+from cellray.train.tasks.cells import CellTaskConfig
+from cellray.train.tasks.table import TaskConfig, read_task
 
 CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
 BASE = FinetuneConfig(corpus="c", model="m", task="t", output="o")
@@ -116,3 +121,81 @@ def test_options_of_a_search() -> None:
         SearchConfig(**values, sampler="nsga2")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="each once"):
         SearchConfig(**values, objectives=("ece", "ece"))  # type: ignore[arg-type]
+
+
+TASK = """
+task = "multitask"
+[[heads]]
+name = "kind"
+leave_out = ["Unknown"]
+[[heads]]
+name = "age"
+kind = "regression"
+[split]
+folds = 3
+"""
+
+
+def task_of(text: str, folder: Path) -> TaskConfig:
+    (folder / "task.toml").write_text(text)
+    return read_task(str(folder / "task.toml"))
+
+
+def test_fields_of_a_task_are_searched(tmp_path: Path) -> None:
+    """A head that is called `kind` is no range; what is written for the best trial reads as the task it was."""
+    text = """
+    [task.heads.kind.class_weights]
+    kind = "choice"
+    values = ["none", "balanced"]
+    [task.heads.age.weight]
+    kind = "log_uniform"
+    low = 0.1
+    high = 10.0
+    [dropout]
+    kind = "uniform"
+    low = 0.0
+    high = 0.5
+    """
+    space, task = space_of(text, tmp_path), task_of(TASK, tmp_path)
+    assert set(space.parameters) == {"task.heads.kind.class_weights", "task.heads.age.weight", "dropout"}
+    space.check(BASE)
+    check_task_fields(space.parameters, task, {"kind/macro_f1"}, "space")
+    with pytest.raises(InputError, match="losses that cannot be compared"):
+        check_task_fields(space.parameters, task, {"validation_loss"}, "space")
+    values = {"task.heads.kind.class_weights": "balanced", "task.heads.age.weight": 2.5, "dropout": 0.25}
+    changed = with_task_fields(task, values)
+    assert isinstance(changed, CellTaskConfig)
+    assert [(head.class_weights, head.weight) for head in changed.heads] == [("balanced", 1.0), ("none", 2.5)]
+    assert changed.split == task.split
+    assert with_values(BASE, values).dropout == 0.25
+    asked_for = {**BASE.model_dump(include={"corpus", "model", "output"}), "space": "s"}
+    config = SearchConfig(task=str(tmp_path / "task.toml"), **asked_for)
+    winner = Winner(0, values, {"kind/macro_f1": 1.0}, (0,), "best value")
+    assert task_of(best_task(config, winner), tmp_path) == changed
+    assert best_task(config, replace(winner, values={"dropout": 0.25})) == ""
+    assert "task.heads" not in best_toml(config, winner)
+
+
+def test_the_only_head_needs_no_name(tmp_path: Path) -> None:
+    task = task_of('task = "cell_classification"\nlabel = "kind"', tmp_path)
+    changed = with_task_fields(task, {"task.class_weights": "balanced"})
+    assert isinstance(changed, CellTaskConfig)
+    assert changed.heads[0].class_weights == "balanced"
+    assert changed == with_task_fields(task, {"task.heads.kind.class_weights": "balanced"})
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("task.heads.kinds.weight", "must be named; found 'task.heads.age.class_weights', 'task.heads.age.weight'"),
+        ("task.weight", "a field of the task must be named"),
+        ("task.heads.kind.class_weights", "'x': Input should be 'none' or 'balanced'"),
+    ],
+)
+def test_fields_that_a_task_does_not_have_are_told(tmp_path: Path, name: str, message: str) -> None:
+    space = {name: Choice(kind="choice", values=["x"])}
+    with pytest.raises(InputError) as caught:
+        check_task_fields(space, task_of(TASK, tmp_path), set(), "space")
+    assert message in str(caught.value)
+    with pytest.raises(InputError, match="only these options can be searched"):
+        space_of("[task.split.folds]\nkind = 'choice'\nvalues = [2, 3]", tmp_path)

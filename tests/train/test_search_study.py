@@ -12,6 +12,7 @@ from cellray.errors import InputError
 from cellray.tracking import NullTracker
 from cellray.train.search.ledger import Ledger
 from cellray.train.search.options import SearchConfig
+from cellray.train.search.report import winner_of
 from cellray.train.search.space import Range, Space
 from cellray.train.search.study import (
     REASON,
@@ -86,6 +87,27 @@ def test_a_study_that_was_cut_off_goes_on(place: StudyPlace, caplog: pytest.LogC
     assert retry_interrupted(study) == 1
     assert folder_of(study.ask(SPACE.distributions())) == "00003"
     assert len(ended(study)) == 4
+
+
+def test_means_and_spread_over_inner_folds_stand_in_the_study(place: StudyPlace) -> None:
+    """The second trial is stopped after its first fold, whose spread is not known."""
+    study = open_study(place, ["macro_f1"], "request")
+    ledger = ledger_of(study)
+    for number in range(2):
+        ledger.started(str(number), study.ask(SPACE.distributions()))
+        ledger.reported(str(number), report(1, 0.5, folds=1, best_steps=[7]))
+    told = {"folds": 2, "spread": [0.125], "best_steps": [7, 9], "metrics": [("macro_f1_std", 0.125)], "step": 30}
+    ledger.finished("0", {"value_0": 0.625, "ended": True, "error": "", **told})
+    ledger.finished("1", report(1, 0.5, folds=1, best_steps=[7]))
+    table = trial_table(study, ["macro_f1"], SPACE.decode)
+    assert list(table["state"]) == ["complete", "stopped early"]
+    assert list(table["macro_f1"]) == [0.625, 0.5]
+    assert list(table["folds"]) == [2, 1]
+    assert table["validations"].isna().all()
+    np.testing.assert_array_equal(table["macro_f1_std"], [0.125, np.nan])
+    winner = winner_of(study, SPACE, ["macro_f1"])
+    assert (winner.number, winner.reached, winner.spread) == (0, {"macro_f1": 0.625}, {"macro_f1": 0.125})
+    assert study.trials[0].user_attrs["best_steps"] == [7, 9]
 
 
 def test_a_study_belongs_to_one_search(place: StudyPlace) -> None:

@@ -1,12 +1,12 @@
-"""The binary form of requests and answers: an Arrow IPC stream with one JSON document in its schema's metadata.
+"""The binary forms: cells come as safetensors, tables go as an Arrow IPC stream.
 
-Cells go as the columns id, gene (places in the metadata's list `genes`) and count; tables come back as they are. What
-comes from outside is checked before memory is taken: buffers lie in the message itself, since compressed ones are
-refused. To compress, wrap the whole body (HTTP's Content-Encoding): `decompress` gives no more than it is let.
+A server reads what strangers send, and a damaged Arrow stream can end the process that reads it (pyarrow aborts in C++
+on lengths that it cannot hold); safetensors are bytes behind a checked header. So requests are safetensors and answers,
+which clients read, Arrow. Whole bodies may be compressed (HTTP's Content-Encoding): `decompress` gives no more than it
+is let.
 """
 
 import json
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,12 +14,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from cellray.api.schema import CELL_ID_LENGTH, GENE_LENGTH, CellsRequest
 from cellray.errors import InputError
 
+CELLS = "application/vnd.cellray.cells"
+"""Media type of cells in binary: safetensors `ids`, `genes` and `parameters` (JSON as uint8), `indptr`, `columns` and
+`counts`."""
 ARROW_STREAM = "application/vnd.apache.arrow.stream"
-"""Media type of the binary form."""
+"""Media type of answers in binary."""
 H5AD = "application/x-hdf5"
 """Media type of an uploaded .h5ad."""
 JSON = "application/json"
@@ -27,9 +32,13 @@ ID, GENE, COUNT, EMBEDDING = "id", "gene", "count", "embedding"
 CODECS = {"zstd": "zstd", "gzip": "gzip"}
 """Content-Encoding to Arrow's codec."""
 
-_CELL_TYPES = {ID: pa.string(), GENE: pa.list_(pa.int32()), COUNT: pa.list_(pa.float32())}
-_PARAMETERS, _GENES, _RESPONSE = b"parameters", b"genes", b"response"
-_MOST_BATCHES = 1024
+_ARRAYS: dict[str, np.dtype[Any]] = {
+    "indptr": np.dtype(np.int64),
+    "columns": np.dtype(np.int32),
+    "counts": np.dtype(np.float32),
+}
+_TEXTS = {"ids": list, "genes": list, "parameters": dict}
+_RESPONSE = b"response"
 _SUBJECT = "the body"
 
 
@@ -109,45 +118,63 @@ def pack_cells(cells: CellTable, parameters: Mapping[str, Any]) -> bytes:
     parameters
         Fields of the request model besides `genes` and `cells`, as `{"pooling": "cls"}`.
     """
-    offsets = pa.array(cells.indptr.astype(np.int32))
-    columns = [
-        pa.array(cells.ids, pa.string()),
-        pa.ListArray.from_arrays(offsets, pa.array(cells.columns.astype(np.int32))),
-        pa.ListArray.from_arrays(offsets, pa.array(cells.counts.astype(np.float32))),
-    ]
-    metadata = {_GENES: json.dumps(list(cells.genes)), _PARAMETERS: json.dumps(dict(parameters))}
-    return _pack(pa.table(columns, schema=pa.schema(list(_CELL_TYPES.items()), metadata=metadata)))
+    texts = {"ids": list(cells.ids), "genes": list(cells.genes), "parameters": dict(parameters)}
+    arrays: dict[str, NDArray[Any]] = {"indptr": cells.indptr, "columns": cells.columns, "counts": cells.counts}
+    packed = {name: np.frombuffer(json.dumps(value).encode(), np.uint8) for name, value in texts.items()}
+    packed |= {name: np.ascontiguousarray(value, _ARRAYS[name]) for name, value in arrays.items()}
+    return save(packed)
 
 
-def unpack_cells(data: bytes | pa.Buffer) -> tuple[CellTable, dict[str, Any]]:
+def unpack_cells(data: bytes) -> tuple[CellTable, dict[str, Any]]:
     """Return the cells of a binary request and its other fields.
 
     Raises
     ------
     InputError
-        This is no such stream, or it is damaged or compressed, or indices are out of range.
+        These are no such safetensors, or they are damaged, or indices are out of range.
     """
-    table = _unpack(data, wanted=_CELL_TYPES)
-    metadata = table.schema.metadata or {}
-    genes, parameters = _json(metadata, _GENES), _json(metadata, _PARAMETERS)
-    named = isinstance(genes, list) and all(isinstance(gene, str) and len(gene) <= GENE_LENGTH for gene in genes)
-    if not named or not isinstance(parameters, dict):
-        raise _refused("metadata `genes` is a JSON list of names, `parameters` a JSON object", "something else")
+    try:
+        found = load(data)
+    except (SafetensorError, ValueError, KeyError, TypeError, OverflowError, MemoryError) as error:
+        raise _refused(f"it must be safetensors ({CELLS})", " ".join(str(error).split())[:200]) from None
+    kinds = {name: np.dtype(np.uint8) for name in _TEXTS} | _ARRAYS
+    if {name: each.dtype for name, each in found.items()} != kinds or any(each.ndim != 1 for each in found.values()):
+        told = ", ".join(f"{name}: {each.dtype}{list(each.shape)}" for name, each in found.items())[:500]
+        raise _refused(f"it has the vectors {', '.join(f'{n}: {k}' for n, k in kinds.items())}", told or "none")
+    ids, genes, parameters = (_text(found[name], kind) for name, kind in _TEXTS.items())
+    _check_names(ids, genes)
+    if parameters is None:
+        raise _refused("`parameters` is a JSON object", "something else")
+    indptr, columns, counts = (found[name] for name in _ARRAYS)
+    ends = [*indptr[:1].tolist(), *indptr[-1:].tolist()]
+    if len(indptr) != len(ids) + 1 or ends != [0, len(columns)] or len(columns) != len(counts) or _falls(indptr):
+        rule = "`indptr` rises from 0 to the number of counts, a step for each cell, and each count has a column"
+        raise _refused(rule, f"{len(ids)} cells, {len(columns)} columns, {len(counts)} counts, indptr {ends}")
+    if len(columns) and not 0 <= columns.min() <= columns.max() < len(genes):
+        raise _refused(f"`columns` holds places in the {len(genes):,} `genes`", f"{columns.min()}..{columns.max()}")
+    return CellTable(ids, genes, indptr, columns, counts), parameters
+
+
+def _text(bytes_n: NDArray[np.uint8], kind: type) -> Any:  # noqa: ANN401  # JSON
+    """Return the JSON of a vector of bytes; None if it is none, or of another kind."""
+    try:
+        value = json.loads(bytes_n.tobytes())
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, kind) else None
+
+
+def _check_names(ids: Any, genes: Any) -> None:  # noqa: ANN401  # JSON
+    """Check the names of cells and genes."""
+    for name, found, longest in (("ids", ids, CELL_ID_LENGTH), ("genes", genes, GENE_LENGTH)):
+        if found is None or not all(isinstance(each, str) and len(each) <= longest for each in found):
+            raise _refused(f"`{name}` is a JSON list of names of at most {longest} characters", "something else")
     if len(set(genes)) < len(genes):
         raise InputError("genes", "a gene stands there once", "one twice", "Sum the counts of repeated genes.")
-    ids, gene, count = (table[name].combine_chunks() for name in _CELL_TYPES)
-    ids, gene, count = (_whole(each) for each in (ids, gene, count))
-    nulls = sum(each.null_count for each in (ids, gene, count, gene.flatten(), count.flatten()))
-    if nulls or not gene.value_lengths().equals(count.value_lengths()):
-        raise _refused("each cell has an id and as many genes as counts, none of them null", "otherwise")
-    indptr = np.concatenate([[0], np.cumsum(gene.value_lengths().to_numpy(), dtype=np.int64)])
-    columns = gene.flatten().to_numpy()
-    if len(columns) and not 0 <= columns.min() <= columns.max() < len(genes):
-        raise _refused(f"`gene` holds places in the {len(genes):,} `genes`", f"{columns.min()}..{columns.max()}")
-    names = ids.to_pylist()
-    if any(len(name) > CELL_ID_LENGTH for name in names):
-        raise _refused(f"an id may have {CELL_ID_LENGTH} characters", "a longer one")
-    return CellTable(names, genes, indptr, columns, count.flatten().to_numpy()), parameters
+
+
+def _falls(indptr: NDArray[np.int64]) -> bool:
+    return bool((indptr[1:] < indptr[:-1]).any())
 
 
 def pack_embeddings(ids: Sequence[str], embedding_nd: NDArray[np.float32], response: Mapping[str, Any]) -> bytes:
@@ -246,59 +273,15 @@ def _pack(table: pa.Table) -> bytes:
     return bytes(sink.getvalue())
 
 
-def _unpack(data: bytes | pa.Buffer, wanted: Mapping[str, pa.DataType] | None = None) -> pa.Table:
-    """Read a stream whose buffers all lie in `data`; columns other than those wanted are refused unread."""
+def _unpack(data: bytes | pa.Buffer) -> pa.Table:
+    """Read a stream that a server sent."""
     try:
-        _check_messages(data)
         with pa.ipc.open_stream(pa.BufferReader(data)) as reader:
-            found = {field.name: field.type for field in reader.schema}
-            if wanted is not None and (found != dict(wanted) or len(reader.schema) != len(wanted)):
-                raise _refused(f"it has the columns {_told(wanted)}", _told(found))
             table = reader.read_all()
         table.validate(full=True)
-    except (OSError, pa.ArrowException, EOFError, StopIteration, struct.error, UnicodeDecodeError) as error:
+    except (OSError, pa.ArrowException, EOFError, UnicodeDecodeError) as error:
         raise _refused(f"it must be an Arrow IPC stream ({ARROW_STREAM})", " ".join(str(error).split())[:200]) from None
     return table
-
-
-def _check_messages(data: bytes | pa.Buffer) -> None:
-    """Refuse a stream of other messages than one schema and plain record batches, without reading any buffer.
-
-    Which kind a message is must be known before Arrow is given it: it takes a schema for granted where one belongs.
-    """
-    number = 0
-    for number, message in enumerate(pa.ipc.MessageReader.open_stream(pa.BufferReader(data))):
-        if message.type != ("record batch" if number else "schema"):
-            raise _refused("a stream holds a schema, then record batches without dictionaries", message.type)
-        if number and _is_compressed(bytes(message.metadata)):
-            raise _refused("the buffers of a stream are plain", "compressed buffers")
-        if number > _MOST_BATCHES:
-            raise _refused(f"a stream may have {_MOST_BATCHES} record batches", "more")
-
-
-def _is_compressed(metadata: bytes) -> bool:
-    """Tell from a record batch's header (a flatbuffer) whether its buffers are compressed, without reading them.
-
-    Message: field 2 is the header; RecordBatch: field 3 is the compression.
-    https://arrow.apache.org/docs/format/Columnar.html#recordbatch-message
-    """
-    message = struct.unpack_from("<I", metadata, 0)[0]
-    header = _field(metadata, message, 2)
-    if header is None:
-        raise struct.error("no header")
-    batch = header + struct.unpack_from("<I", metadata, header)[0]
-    return _field(metadata, batch, 3) is not None
-
-
-def _field(metadata: bytes, table: int, number: int) -> int | None:
-    """Return where a field of a flatbuffer's table lies; None if it is absent."""
-    vtable = table - struct.unpack_from("<i", metadata, table)[0]
-    if vtable < 0:
-        raise struct.error("a table outside of the message")
-    size = struct.unpack_from("<H", metadata, vtable)[0]
-    place = 4 + 2 * number
-    offset = struct.unpack_from("<H", metadata, vtable + place)[0] if place + 2 <= size else 0
-    return table + offset if offset else None
 
 
 def _json(metadata: Mapping[bytes, bytes], key: bytes) -> Any:  # noqa: ANN401  # JSON
@@ -311,10 +294,6 @@ def _json(metadata: Mapping[bytes, bytes], key: bytes) -> Any:  # noqa: ANN401  
 def _whole(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     """Return a column as one array; an older `combine_chunks` may leave it in chunks."""
     return pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
-
-
-def _told(types: Mapping[str, pa.DataType]) -> str:
-    return ", ".join(f"{name}: {kind}" for name, kind in types.items())[:500]
 
 
 def _refused(rule: str, found: str) -> InputError:

@@ -1,6 +1,7 @@
 """Screens that are not finished: what there is of them, readable while they run; and both kinds told to people."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -10,9 +11,10 @@ from pydantic import ValidationError
 
 from cellray import storage
 from cellray.data.corpora.corpus import read_rows
-from cellray.errors import InputError
+from cellray.errors import InputError, listing
+from cellray.prefilter_schema import PrefilterManifest
 from cellray.schema import MANIFEST, RECORDS, PartRecord
-from cellray.shift_schema import NOTE, Lacking, ScreenNote, ShiftManifest
+from cellray.shift_schema import COMPUTED_AGAIN, LARGEST_NOISE, NOTE, Lacking, ScreenNote, ShiftManifest
 
 DOES_NOT_APPLY = "perturbations that do not apply to a cell"
 
@@ -83,18 +85,33 @@ def is_screen(uri: str) -> bool:
     return isinstance(value, dict) and value.get("artefact") == ShiftManifest.model_fields["artefact"].default
 
 
-def describe_screen(uri: str) -> str:
-    """Tell people what a screen has measured, or how far it is."""
+def describe_screen(uri: str, *, verify: bool = False) -> str:
+    """Tell people what a screen has measured, or how far it is.
+
+    Parameters
+    ----------
+    verify
+        Also recompute the digest of every part there is.
+
+    Raises
+    ------
+    InputError
+        A part is missing or its bytes are not those that were written.
+    """
     uri = storage.absolute(uri)
     if not storage.exists(storage.join(uri, MANIFEST)):
         begun = PartialScreen.open(uri)
         note, rows = begun.note, sum(part.rows for part in begun.parts)
+        if verify:
+            _verify(uri, begun.parts)
         return (
             f"{note.kind} in {note.cells:,} cells of {note.corpus}, model {note.model}\n"
             f"{uri}: not finished: {len(begun.parts):,} of {note.units:,} parts,"
             f" {begun.done:,} of at most {note.perturbations:,} perturbations, {rows:,} shifts to read"
         )
     manifest = ShiftManifest.load(uri)
+    if verify:
+        _verify(uri, (*manifest.parts, *manifest.effect_parts))
     states = "none" if manifest.states is None else ", ".join(manifest.states.names)
     lines = [
         f"{manifest.kind} in cells of {manifest.corpus}, model {manifest.model}, layer {manifest.layer}",
@@ -104,17 +121,31 @@ def describe_screen(uri: str) -> str:
     return "\n".join([*lines, f"{uri}: {manifest.rows:,} shifts, digest {manifest.digest[:12]}"])
 
 
-def told_counts(manifest: ShiftManifest) -> list[str]:
+def _verify(uri: str, parts: Sequence[PartRecord]) -> None:
+    damaged = [
+        part.path
+        for part in parts
+        if not storage.exists(part.uri_in(uri)) or storage.sha256_file(part.uri_in(uri)) != part.sha256
+    ]
+    if damaged:
+        fix = "Delete them and the manifest and run the screen again: the rest is kept."
+        raise InputError(uri, "every part must be the one that was written", listing(damaged), fix)
+
+
+def told_counts(manifest: ShiftManifest | PrefilterManifest) -> list[str]:
     """Tell what was left out of a screen, and its noise."""
     counts: Counter[str] = Counter()
     for part in manifest.parts:
         counts.update(part.counts)
-    noise = max((part.counts.get("largest noise x 1e9", 0) for part in manifest.parts), default=0) / 1e9
+    noise = [max((part.counts.get(name, 0) for part in manifest.parts), default=0) / 1e9 for name in LARGEST_NOISE]
     skipped = [f"{number:,} cells {reason}" for reason, number in manifest.skipped.items() if number]
+    lacking = manifest.lacking if isinstance(manifest, ShiftManifest) else None
     return [
         f"left out: {', '.join(skipped) or 'no cell'}; {counts[DOES_NOT_APPLY]:,} perturbations did not apply",
-        *([] if manifest.lacking is None or not manifest.lacking.cells else [_told_lacking(manifest.lacking)]),
-        f"unperturbed copies in the same batches lie at most {noise:.1e} from no effect (rounding is not in this)",
+        *([] if lacking is None or not lacking.cells else [_told_lacking(lacking)]),
+        f"{counts[COMPUTED_AGAIN]:,} copies computed again in higher precision:"
+        f" similarities differ by up to {noise[0]:.1e},"
+        f" shifts by up to {noise[1]:.1e}",
     ]
 
 

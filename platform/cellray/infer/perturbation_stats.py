@@ -43,7 +43,7 @@ class PerturbationStatsConfig(JobConfig):
     null: str | None = Field(None, description="vs_null: the screen of the null cells")
     measure: str = Field("similarity", description="column of vs_null, mixture_model, aggregate_data: or shift:STATE")
     pairs: bool = Field(False, description="mixture_model: combined against summed effects of perturbed pairs")
-    anchor: str | None = Field(None, description="with --pairs: Ensembl ID; only its pairs")
+    anchor: str | None = Field(None, description="with --pairs: Ensembl ID or symbol; only its pairs")
     donor: str | None = Field(None, description="obs column: also test over donors, whose cells are not independent")
     min_detections: int = Field(1, ge=1, description="leave out perturbations with fewer cells")
     min_donors: int = Field(3, ge=2, description="donors a gene needs for a test over donors")
@@ -150,7 +150,7 @@ def perturbation_stats(config: PerturbationStatsConfig) -> StatisticsManifest:
     )
     if done := finished(output, request, StatisticsManifest):
         return done
-    screens = Screens(test, null, config.donor, config.pairs, config.anchor)
+    screens = Screens(test, null, config.donor, config.pairs, _gene(config.anchor, names))
     found = MODES[config.mode](screens, config.options())
     written = _write_frame(output, TABLE, named(found.table, names))
     if config.mode == "aggregate_data":
@@ -191,6 +191,15 @@ def gene_names(config: PerturbationStatsConfig, screen: ShiftTable) -> tuple[Gen
         symbols |= read_gene_names(config.gene_names)
         source = f"symbols: {config.gene_names}; {source}"
     return GeneNames(tokens, symbols), source
+
+
+def _gene(name: str | None, names: GeneNames) -> str | None:
+    """Return the Ensembl ID that a name of the user means: itself, or that of the one gene with this symbol."""
+    ids = sorted(gene for gene, symbol in names.symbols.items() if symbol == name and name not in names.tokens)
+    if len(ids) > 1:
+        fix = "Name the gene by its Ensembl ID."
+        raise InputError("--anchor", "a symbol must mean one gene", f"{name} ({', '.join(ids)})", fix)
+    return ids[0] if ids else name
 
 
 def _vocabulary(config: PerturbationStatsConfig, screen: ShiftTable) -> tuple[GeneVocabulary | None, str]:

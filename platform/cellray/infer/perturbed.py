@@ -1,12 +1,12 @@
 """What perturbations do to the embeddings of cells: the measures of a screen, for any set of cells and edits.
 
-Copies of all cells are batched together by a token budget, longest first; copies of one cell and one edit have one
-length, so there is hardly any padding. Pooling and cosines are in float32 whatever the model computes in. Knows no
-files and no Ray.
+Copies of all cells of a call are batched together by a token budget, longest first; copies of one cell and one edit
+have one length, so there is hardly any padding. What a call returns depends on its arguments alone, to the last bit.
+Pooling and cosines are in float32 whatever the model computes in. Knows no files and no Ray.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -47,29 +47,6 @@ class Measures:
     effects: Sequence[Effect] = ()
 
 
-@dataclass
-class Noise:
-    """How far unperturbed copies that were computed among the perturbed ones lie from no effect.
-
-    Attributes
-    ----------
-    copies
-        How many there were.
-    largest, total
-        Of 1 - similarity.
-    """
-
-    copies: int = 0
-    largest: float = 0.0
-    total: float = 0.0
-
-    def add(self, similarity: float) -> None:
-        """Take the similarity of a copy."""
-        self.copies += 1
-        self.largest = max(self.largest, abs(1 - similarity))
-        self.total += abs(1 - similarity)
-
-
 @dataclass(frozen=True)
 class _Rows:
     """Copies of several cells, one behind the other, with special tokens and the reference each is compared with."""
@@ -79,8 +56,6 @@ class _Rows:
     cell_r: NDArray[np.int64]
     number_r: NDArray[np.int64]
     reference_r: NDArray[np.int64]
-    same_r: NDArray[np.int64]
-    """Reference of as many genes as the copy has: what an unperturbed copy of the same length is compared with."""
 
 
 @dataclass(frozen=True)
@@ -91,15 +66,12 @@ class _References:
     ----------
     unit_td
         Unit vectors of the genes' embeddings, one row behind the other; empty in `cls` mode.
-    tokens
-        The rows, with special tokens.
     first_f
         Where each row's genes begin in `unit_td`.
     embedding_fd
         Of the cells.
     """
 
-    tokens: TokenRows
     unit_td: Tensor
     first_f: NDArray[np.int64]
     embedding_fd: Tensor
@@ -123,8 +95,6 @@ class Perturber:
         Tokens computed at once.
     effects
         Whether to return the effect on each gene.
-    noise
-        Filled while measuring.
     """
 
     encoder: CellEncoder
@@ -134,12 +104,9 @@ class Perturber:
     states: Mapping[str, NDArray[np.float32]]
     token_budget: int
     effects: bool = False
-    noise: Noise = field(default_factory=Noise)
 
     def __post_init__(self) -> None:
         self._device = next(self.encoder.parameters()).device
-        self._extra = (self.layout.cls_id is not None) + (self.layout.eos_id is not None)
-        self._exact = next(self.encoder.parameters()).dtype == torch.float32
         self._gene_v = is_gene_token(self.vocabulary, self._device)
         stacked = np.stack([*self.states.values()]) if self.states else np.empty((0, self.encoder.width), np.float32)
         self._state_sd = normalize(torch.from_numpy(stacked.astype(np.float32)), dim=1).to(self._device)
@@ -159,8 +126,8 @@ class Perturber:
         similarity = np.empty(len(rows.cell_r), np.float32)
         shifts = np.empty((len(rows.cell_r), len(self.states)), np.float32)
         effects: list[Effect] = [None] * len(rows.cell_r)  # type: ignore[list-item]
-        for number, chosen in enumerate(token_budget_batches(rows.tokens.lengths, self.token_budget)):
-            found = self._batch(rows, chosen, known, listen=number == 0 or not self._exact)
+        for chosen in token_budget_batches(rows.tokens.lengths, self.token_budget):
+            found = self._batch(rows, chosen, known)
             similarity[chosen], shifts[chosen] = found[0], found[1]
             for row, effect in zip(chosen, found[2], strict=False):
                 effects[row] = effect
@@ -170,8 +137,8 @@ class Perturber:
         self, cells: Sequence[tuple[NDArray[np.uint16], Sequence[Copies]]], wanted: dict[tuple[int, int], int]
     ) -> _Rows:
         """Put all copies one behind the other; `wanted` is filled with the references they need."""
-        tokens, sources, lengths, owners, numbers, references, same = [], [], [], [], [], [], []
-        for cell, (genes_n, copies_of_cell) in enumerate(cells):
+        tokens, sources, lengths, owners, numbers, references = [], [], [], [], [], []
+        for cell, (_, copies_of_cell) in enumerate(cells):
             for copies in copies_of_cell:
                 reference = wanted.setdefault((cell, copies.reference), len(wanted))
                 count = len(copies.numbers_p)
@@ -181,15 +148,13 @@ class Perturber:
                 owners.append(np.full(count, cell))
                 numbers.append(copies.numbers_p)
                 references.append(np.full(count, reference))
-                genes = min(copies.tokens_pm.shape[1], len(genes_n))
-                same.append(np.full(count, wanted.setdefault((cell, genes), len(wanted))))
         nothing = np.empty(0, np.int64)
         offsets = np.concatenate([[0], np.cumsum(np.concatenate([nothing, *lengths]))]).astype(np.int64)
         flat = np.concatenate([np.empty(0, np.uint16), *tokens])
         return _Rows(
             TokenRows(flat, offsets),
             np.concatenate([np.empty(0, np.int32), *sources]),
-            *(np.concatenate([nothing, *each]) for each in (owners, numbers, references, same)),
+            *(np.concatenate([nothing, *each]) for each in (owners, numbers, references)),
         )
 
     def _framed(self, values_pm: NDArray[np.integer], *, special: bool) -> NDArray[np.integer]:
@@ -221,7 +186,7 @@ class Perturber:
                 units = torch.split(normalize(hidden_nld[gene_nl].float(), dim=1), gene_nl.sum(1).tolist())
                 for row, unit in zip(chosen.tolist(), units, strict=True):
                     unit_td[first[row] : first[row + 1]] = unit
-        return _References(tokens, unit_td, first[:-1], embedding_fd)
+        return _References(unit_td, first[:-1], embedding_fd)
 
     def _hidden(self, input_ids_nl: Tensor) -> tuple[Tensor, Tensor]:
         """Return hidden states, in `cls` mode of the first token alone, and which tokens are genes."""
@@ -231,32 +196,12 @@ class Perturber:
         return self.encoder(input_ids_nl), self._gene_v[input_ids_nl]
 
     def _batch(
-        self, rows: _Rows, chosen: NDArray[np.int64], known: _References, *, listen: bool
+        self, rows: _Rows, chosen: NDArray[np.int64], known: _References
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], list[Effect]]:
-        """Compute the copies of one batch: similarities, shifts, effects.
-
-        To listen to the noise an unperturbed copy, as long as the batch's longest, is computed among them.
-        """
+        """Compute the copies of one batch: similarities, shifts, effects."""
         ids_bl = rows.tokens.pad(chosen, self.encoder.pad_id)
         source_bl = _pad(rows.sources, rows.tokens.offsets, chosen, ids_bl.shape[1])
-        reference_b = rows.reference_r[chosen]
-        if listen and (quiet := self._unperturbed(rows, int(chosen[0]), known)) is not None:
-            ids_bl, source_bl = np.vstack([ids_bl, quiet[0]]), np.vstack([source_bl, quiet[1]])
-            reference_b = np.append(reference_b, rows.same_r[chosen[0]])
-        similarity_b, shift_bs, effects = self._compare(ids_bl, source_bl, reference_b, known)
-        for similarity in similarity_b[len(chosen) :]:
-            self.noise.add(float(similarity))
-        return similarity_b[: len(chosen)], shift_bs[: len(chosen)], effects[: len(chosen)]
-
-    def _unperturbed(
-        self, rows: _Rows, row: int, known: _References
-    ) -> tuple[NDArray[np.int64], NDArray[np.int32]] | None:
-        """Return the token row and the sources of an unperturbed copy as long as a perturbed one, if there is one."""
-        ids_1l = known.tokens.pad(rows.same_r[[row]], self.encoder.pad_id)
-        if ids_1l.shape[1] != rows.tokens.lengths[row]:  # all genes of the cell and an inserted one
-            return None
-        genes = np.arange(ids_1l.shape[1] - self._extra, dtype=np.int32)
-        return ids_1l, self._framed(genes[None], special=False).astype(np.int32)
+        return self._compare(ids_bl, source_bl, rows.reference_r[chosen], known)
 
     def _compare(
         self,

@@ -69,25 +69,32 @@ class ReplicaConfig(JobConfig):
         """What the replicas take of the cluster."""
         return ActorPool(*self.actors, num_cpus=self.cpus_per_actor, num_gpus=self.gpus_per_actor)
 
+    @property
+    def _threads_of_a_process_of_its_own(self) -> int | None:
+        return default_threads(self.actors[1], self.cpus_per_actor) if self.actors[1] else None
+
     def replica(self, corpus: Corpus, model: ModelReference) -> "Replica":
         """Return what each replica is told."""
         return Replica(
             corpus=corpus.uri,
             model=model,
             token_budget=self.budget,
-            threads=self.threads or default_threads(max(1, self.actors[1]), self.cpus_per_actor),
+            threads=self.threads or self._threads_of_a_process_of_its_own,
             gpu=self.gpus_per_actor > 0,
         )
 
 
 @dataclass(frozen=True)
 class Replica:
-    """What every replica needs; small, since it travels to each of them."""
+    """What every replica needs; small, since it travels to each of them.
+
+    `threads` None leaves torch's own setting alone, as in a process that is not ours.
+    """
 
     corpus: str
     model: ModelReference
     token_budget: int
-    threads: int
+    threads: int | None
     gpu: bool
 
     def open(self) -> tuple[Corpus, ModelDirectory, torch.device]:
@@ -98,7 +105,8 @@ class Replica:
         InputError
             The model has other weights than when the job began, or there is no GPU.
         """
-        torch.set_num_threads(self.threads)
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
         device = compute_device(gpu=self.gpu, option="--gpus-per-actor")
         return Corpus.open(self.corpus), self.model.open(), device
 

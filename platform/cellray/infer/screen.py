@@ -5,28 +5,26 @@ What a replica computes is `cellray.infer.screen_worker`'s; statistics are `cell
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from cellray import schema, storage
 from cellray.data.corpora.codes import read_codes
-from cellray.data.corpora.corpus import Corpus, scan
+from cellray.data.corpora.corpus import Corpus
 from cellray.data.medians.gene_tables import read_symbols
-from cellray.data.parts import Unit, find_part
+from cellray.data.parts import find_part
 from cellray.data.progress import Measure
 from cellray.data.publishing import finished, publish_manifest
 from cellray.data.session import plain_errors
 from cellray.data.units import require_records, run_units_on_actors
 from cellray.errors import InputError, listing
 from cellray.infer.answers import cell_heads, prediction_names
-from cellray.infer.choice import choose_cells
 from cellray.infer.design import ALL_GENES, Design, make_design, read_design
 from cellray.infer.lacking import find_lacking
+from cellray.infer.prefilter.options import check_prefilter, prefiltered_plan
 from cellray.infer.replicas import ReplicaConfig, open_pair
+from cellray.infer.screen_plan import ScreenPlan, corpus_lengths, make_plan
 from cellray.infer.screen_worker import ScreenOptions, ScreenWorker, effect_unit
 from cellray.infer.states import read_states, state_embeddings
 from cellray.model.checkpoint import ModelDirectory
@@ -34,11 +32,10 @@ from cellray.model.encoder import check_layer, load_encoder
 from cellray.model.pooling import check_pooling
 from cellray.models import ModelReference
 from cellray.perturbation import make_edit
+from cellray.prefilter_schema import PrefilterManifest
 from cellray.shift_schema import EFFECTS, NOTE, Kind, ScreenNote, ShiftManifest, States, shift_schema
 
 logger = logging.getLogger(__name__)
-
-_COPIES_PER_UNIT = 16_384
 
 
 class ScreenConfig(ReplicaConfig):
@@ -78,6 +75,11 @@ class ScreenConfig(ReplicaConfig):
         None, ge=1, description="of each cell, those of its highest ranking genes or first listed [perturbations]"
     )
     seed: int = Field(0, ge=0, description="of the draw of cells")
+    exact: bool = Field(True, description="--no-exact: estimate every gene, evaluate the promising ones and a sample")
+    evaluate: int = Field(40, ge=1, description="--no-exact: evaluations of promising genes, a cell on average")
+    sample: int = Field(20, ge=1, description="--no-exact: evaluations of other genes, drawn, a cell on average")
+    top: int = Field(50, ge=1, description="--no-exact: of how many of the best genes the recall is estimated")
+    min_detections: int = Field(1, ge=1, description="--no-exact: least cells of a gene that counts as promising")
     dry_run: bool = Field(False, description="say what would be done, and do nothing")
 
     @model_validator(mode="after")
@@ -98,6 +100,8 @@ class ScreenConfig(ReplicaConfig):
         other = self.genes != (ALL_GENES,) or self.together or self.pairs or self.anchor
         if self.perturbations is not None and other:
             raise ValueError("--perturbations goes without --genes, --together, --pairs and --anchor")
+        if not self.exact:
+            check_prefilter(self)
         return self
 
     @property
@@ -108,38 +112,11 @@ class ScreenConfig(ReplicaConfig):
         return States(start=self.start, goal=self.goal, alternatives=self.alternatives)
 
 
-@dataclass(frozen=True)
-class ScreenPlan:
-    """What a screen would do.
-
-    Attributes
-    ----------
-    units
-        Pieces of work; each is some cells and some perturbations.
-    ranges
-        Of each unit, by its key, the number of its first cell in the corpus and which perturbations it does.
-    chosen_n
-        Which cells of the corpus are perturbed.
-    skipped
-        Why others are not: reason to cells.
-    copies, tokens
-        Perturbed copies at most, and tokens to compute.
-    work
-        Perturbed copies of each unit at most, by its key: what progress is told in.
-    """
-
-    units: list[Unit]
-    ranges: dict[str, tuple[int, int, int]]
-    chosen_n: NDArray[np.bool_]
-    skipped: dict[str, int]
-    copies: int
-    tokens: int
-    work: dict[str, int]
-
-
 @plain_errors()
-def screen(config: ScreenConfig) -> ShiftManifest | ScreenPlan:
+def screen(config: ScreenConfig) -> ShiftManifest | PrefilterManifest | ScreenPlan:
     """Run a screen and publish its shifts with their manifest; with `dry_run` return the plan alone.
+
+    With `exact` false few perturbations are evaluated: see `cellray.infer.prefilter`.
 
     A finished result of the same request is returned as it is; after an interruption only the missing parts are made.
 
@@ -152,6 +129,8 @@ def screen(config: ScreenConfig) -> ShiftManifest | ScreenPlan:
     design = open_design(config, corpus)
     _check(config, corpus, model)
     plan = make_plan(config, corpus, model, design)
+    if not config.exact:
+        return _prefiltered(config, corpus, model, reference, design, plan)
     if config.dry_run:
         return plan
     output = storage.absolute(config.output)
@@ -178,6 +157,33 @@ def screen(config: ScreenConfig) -> ShiftManifest | ScreenPlan:
     return manifest
 
 
+def _prefiltered(
+    config: ScreenConfig,
+    corpus: Corpus,
+    model: ModelDirectory,
+    reference: ModelReference,
+    design: Design,
+    plan: ScreenPlan,
+) -> PrefilterManifest | ScreenPlan:
+    """Do a screen with few exact evaluations, or plan it."""
+    from cellray.infer.prefilter.job import Prefilter, prefiltered
+
+    load_encoder(model, config.layer)
+    if config.dry_run:
+        return prefiltered_plan(config, plan, corpus_lengths(corpus))
+    options = _options(config, corpus, model, reference, design, plan)
+    lineage = {"kind": config.kind, "corpus": corpus.uri, "corpus_digest": corpus.manifest.digest}
+    lineage |= {"model": reference.uri, "model_digest": model.digest}
+    fields: dict[str, Any] = {
+        "layer": config.layer,
+        "pooling": config.pooling,
+        "states": config.states,
+        "skipped": plan.skipped,
+    }
+    fields |= {"obs_kinds": dict(corpus.manifest.obs_kinds), "design": {"precision": config.precision}}
+    return prefiltered(Prefilter(config, corpus, plan, options, lineage), fields)
+
+
 def open_design(config: ScreenConfig, corpus: Corpus) -> Design:
     """Return the perturbations that the options name.
 
@@ -197,59 +203,6 @@ def open_design(config: ScreenConfig, corpus: Corpus) -> Design:
         anchor=config.anchor,
         symbols=symbols,
     )
-
-
-def make_plan(config: ScreenConfig, corpus: Corpus, model: ModelDirectory, design: Design) -> ScreenPlan:
-    """Choose the cells and cut the work into units.
-
-    Raises
-    ------
-    InputError
-        No cell is left to perturb.
-    """
-    chosen_n, skipped = choose_cells(
-        corpus, config.state_column, config.start, config.donor, config.max_cells, config.seed
-    )
-    length_n = corpus_lengths(corpus)
-    listed_n = length_n if design.every_gene else np.full_like(length_n, len(design))
-    each_n = np.minimum(listed_n, config.max_perturbations or listed_n.max())
-    most = int(each_n[chosen_n].max())
-    cells = max(1, min(config.cells_per_part, _COPIES_PER_UNIT // most))
-    parameters = {
-        "model": model.digest,
-        "design": design.digest,
-        "chosen": storage.sha256_bytes(np.packbits(chosen_n).tobytes()),
-        "states": _state_parameters(config),
-        "budget": config.budget,
-        **{name: getattr(config, name) for name in ("kind", "quartiles", "layer", "pooling", "precision", "effects")},
-        **({"heads": [spec.to_json() for spec in cell_heads(model)]} if config.probabilities else {}),
-    }
-    units, ranges, work, first = [], {}, {}, 0
-    for unit in corpus.plan_units(cells, **parameters):
-        own = chosen_n[first : first + unit.stop - unit.start]
-        for start in range(0, most, _COPIES_PER_UNIT) if own.any() else []:
-            stop = min(most, start + _COPIES_PER_UNIT)
-            key = schema.request_digest(unit=unit.key, first=start, stop=stop)
-            units.append(replace(unit, key=key))
-            ranges[key] = (first, start, stop)
-            work[key] = int(np.clip(each_n[first : first + len(own)][own] - start, 0, stop - start).sum())
-        first += len(own)
-    copies = int(each_n[chosen_n].sum())
-    return ScreenPlan(units, ranges, chosen_n, skipped, copies, int((each_n * length_n)[chosen_n].sum()), work)
-
-
-def corpus_lengths(corpus: Corpus) -> NDArray[np.int64]:
-    """Return the tokens of every cell of a corpus. Shape (cells,)."""
-    pieces = list(scan(corpus, [schema.LENGTH], lambda _, cells: cells[schema.LENGTH].to_numpy()))
-    return np.concatenate([np.empty(0, np.int64), *pieces]).astype(np.int64)
-
-
-def _state_parameters(config: ScreenConfig) -> Any:  # noqa: ANN401  # JSON
-    if config.states is None:
-        return None
-    if config.state_embeddings is not None:
-        return {"given": storage.sha256_file(config.state_embeddings), **config.states.model_dump()}
-    return {"column": config.state_column, "statistic": config.state_statistic, **config.states.model_dump()}
 
 
 def _check(config: ScreenConfig, corpus: Corpus, model: ModelDirectory) -> None:
@@ -314,6 +267,7 @@ def _options(
         probabilities=config.probabilities,
         design=design,
         ranges=plan.ranges,
+        together=plan.together,
         chosen_n=plan.chosen_n,
         states=states,
         obs_columns=tuple(corpus.manifest.obs_kinds),

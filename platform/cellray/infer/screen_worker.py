@@ -4,6 +4,7 @@ Knows the model and token rows. Where the work comes from it does not know.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,20 +16,21 @@ from cellray import schema, storage
 from cellray.data.collate import TokenRows
 from cellray.data.parts import PartWriter, Unit, make_part
 from cellray.infer.answers import HeadAnswers, cell_heads, prediction_names
+from cellray.infer.cutting import chunks, groups
 from cellray.infer.design import Design
-from cellray.infer.perturbed import Measures, Noise, Perturber
+from cellray.infer.noise import precise, rounding_noise
+from cellray.infer.perturbed import Measures, Perturber
 from cellray.infer.replicas import Replica
 from cellray.model.annotator_directory import load_annotator
+from cellray.model.block_attention import in_precision
 from cellray.model.checkpoint import ModelDirectory
 from cellray.model.encoder import load_encoder
 from cellray.model.pooling import is_gene_token
 from cellray.perturbation import ABSENT, Copies, make_edit, perturb_cell, places
 from cellray.schema import request_digest
-from cellray.shift_schema import EFFECTS, effect_schema, shift_schema
+from cellray.shift_schema import COMPUTED_AGAIN, EFFECTS, LARGEST_NOISE, effect_schema, shift_schema
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_TOKENS_AT_ONCE = 1_000_000
-"""Tokens of copies in memory at a time, about."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class ScreenOptions:
     probabilities: bool
     design: Design
     ranges: Mapping[str, tuple[int, int, int]]
+    together: int
     chosen_n: NDArray[np.bool_]
     states: Mapping[str, NDArray[np.float32]]
     obs_columns: tuple[str, ...]
@@ -73,7 +76,11 @@ class ScreenWorker:
     def __init__(self, options: ScreenOptions) -> None:
         self._options = options
         self._corpus, model, device = options.replica.open()
-        encoder = load_encoder(model, options.layer, device).to(DTYPES[options.precision])
+        self._float32 = load_encoder(model, options.layer, device)
+        encoder = self._float32
+        if options.precision != "float32":
+            encoder = deepcopy(encoder)
+            in_precision(encoder.bert, DTYPES[options.precision])
         vocabulary = self._corpus.vocabulary
         self._layout = vocabulary.layout(self._corpus.manifest.encoding.input_size)
         budget = options.replica.token_budget
@@ -97,7 +104,6 @@ class ScreenWorker:
         table = self._corpus.read(unit.uri, unit.start, unit.stop, columns)
         obs = list(table.select(options.obs_columns).schema)
         part = open_part(shift_schema(options.states, obs, self._predictions))
-        self._perturber.noise = Noise()
         if not options.effects:
             self._write(unit, table, part, None)
         else:
@@ -105,47 +111,58 @@ class ScreenWorker:
             make_part(
                 effect_unit(unit), lambda _, opened: self._write(unit, table, part, opened(effect_schema())), place
             )
-        noise = self._perturber.noise
-        part.counts["unperturbed copies"] += noise.copies
-        part.counts["largest noise x 1e9"] = round(1e9 * noise.largest)
 
     def _write(self, unit: Unit, table: pa.Table, part: PartWriter, effects: PartWriter | None) -> None:
-        """Measure the unit's copies and write them, some cells at a time."""
-        for cells in self._batches(unit, table, part):
-            asked = [(cell.genes_n, cell.copies) for cell in cells]
-            found = self._perturber.measure(asked)
-            told = self._answers.changes(asked) if self._answers else None
+        """Measure the unit's copies, group by group, and write them."""
+        tables: list[pa.Table] = []
+        for cells in self._groups(unit, table, part):
+            pairs = [(cell.genes_n, cell.copies) for cell in cells]
+            found = self._perturber.measure(pairs)
+            if not tables:
+                self._listen(pairs, found, part)
+            told = self._answers.changes(pairs) if self._answers else None
             titles = [self._titles(cell) for cell in cells]
             part.counts["copies"] += len(found.cell_r)
-            part.write(self._shift_table(table, cells, found, titles, told))
+            tables.append(self._shift_table(table, cells, found, titles, told))
             if effects is not None:
                 for piece in self._effect_tables(table, cells, found, titles):
                     effects.write(piece)
+        if tables:
+            part.write(pa.concat_tables(tables))
 
-    def _batches(self, unit: Unit, table: pa.Table, part: PartWriter) -> Iterator[list[_Cell]]:
-        """Yield the chosen cells with their copies, some at a time; count the perturbations that do not apply."""
+    def _listen(
+        self, cells: Sequence[tuple[NDArray[np.uint16], Sequence[Copies]]], found: Measures, part: PartWriter
+    ) -> None:
+        """Count how much of the measures is rounding, by some copies of a unit's first group."""
+        higher = precise(self._float32) if self._options.precision == "float32" else self._float32
+        noise = rounding_noise(self._perturber, higher, cells, found)
+        part.counts[COMPUTED_AGAIN] = noise.copies
+        for name, largest in zip(LARGEST_NOISE, (noise.similarity, noise.shift), strict=True):
+            part.counts[name] = round(1e9 * largest)
+
+    def _groups(self, unit: Unit, table: pa.Table, part: PartWriter) -> Iterator[list[_Cell]]:
+        """Yield the chosen cells with their copies, a group at a time; see `cellray.infer.cutting`."""
         offset, first, stop = self._options.ranges[unit.key]
         rows = TokenRows.from_arrow(table[schema.INPUT_IDS])
-        ready: list[_Cell] = []
-        tokens = 0
-        for row in range(table.num_rows):
-            if not self._options.chosen_n[offset + row]:
-                continue
-            own = rows.input_ids[rows.offsets[row] : rows.offsets[row + 1]]
-            genes_n = own[self._gene_v[own]]
-            number_p, token_pk = self._options.design.of_cell(genes_n, first, stop)
-            capacity, vocabulary = self._layout.max_genes, len(self._corpus.vocabulary)
-            copies = list(perturb_cell(genes_n, token_pk, self._edit, capacity, vocabulary))
-            applied = sum(len(each.numbers_p) for each in copies)
-            part.counts["perturbations that do not apply to a cell"] += len(number_p) - applied
-            if applied:
-                ready.append(_Cell(row, genes_n, number_p, token_pk, copies))
-                tokens += applied * len(own)
-            if tokens >= _TOKENS_AT_ONCE:
-                yield ready
-                ready, tokens = [], 0
-        if ready:
-            yield ready
+        chosen = self._options.chosen_n[offset : offset + table.num_rows]
+        for group in groups(unit.start, chosen, self._options.together):
+            for chunk in chunks(first, stop):
+                cells = [self._cell(rows, row, chunk, part) for row in group]
+                if ready := [cell for cell in cells if cell.copies]:
+                    yield ready
+
+    def _cell(self, rows: TokenRows, row: int, chunk: tuple[int, int], part: PartWriter) -> _Cell:
+        """Return a cell with its copies; count the perturbations that do not apply."""
+        own = rows.input_ids[rows.offsets[row] : rows.offsets[row + 1]]
+        genes_n = own[self._gene_v[own]]
+        number_p, token_pk = self._options.design.of_cell(genes_n, *chunk)
+        capacity, vocabulary = self._layout.max_genes, len(self._corpus.vocabulary)
+        copies = [
+            each for each in perturb_cell(genes_n, token_pk, self._edit, capacity, vocabulary) if len(each.numbers_p)
+        ]
+        applied = sum(len(each.numbers_p) for each in copies)
+        part.counts["perturbations that do not apply to a cell"] += len(number_p) - applied
+        return _Cell(row, genes_n, number_p, token_pk, copies)
 
     def _titles(self, cell: _Cell) -> list[str]:
         design, vocabulary = self._options.design, self._corpus.vocabulary

@@ -87,15 +87,19 @@ def head_result(
     InputError
         Shapes do not fit, or predictions are not finite.
     """
-
-    def score(output_nc: NDArray[np.floating], truth_n: NDArray[Any]) -> Metrics:
-        if classes is None:
-            return regression_metrics(output_nc[:, 0], truth_n)
-        return classification_metrics(output_nc, truth_n, classes)
-
-    of_folds = tuple(score(output, truth) for output, truth in zip(outputs, truths, strict=True))
+    of_folds = tuple(score(output, truth, classes) for output, truth in zip(outputs, truths, strict=True))
     output_nc, truth_n = np.concatenate(list(outputs)), np.concatenate(list(truths))
-    return HeadResult(name, of_folds, score(output_nc, truth_n), output_nc, truth_n)
+    pooled = of_folds[0] if len(of_folds) == 1 else score(output_nc, truth_n, classes)
+    return HeadResult(name, of_folds, pooled, output_nc, truth_n)
+
+
+def score(
+    output_nc: NDArray[np.floating], truth_n: NDArray[Any], classes: Sequence[str] | None, *, areas: bool = True
+) -> Metrics:
+    """Score a head's answers once; parameters as in `head_result`, `areas` as in `classification_metrics`."""
+    if classes is None:
+        return regression_metrics(output_nc[:, 0], truth_n)
+    return classification_metrics(output_nc, truth_n, classes, areas=areas)
 
 
 def gene_head_result(name: str, of_folds: Sequence[GeneMetrics]) -> HeadResult:

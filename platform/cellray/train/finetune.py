@@ -125,8 +125,9 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
         recorders = _fit(config, plans, request, tracker, turn)
         tested = [plan.answers() for plan in plans if plan.part == TRAIN]
         _report(f"{output}.report", task, task.results(tested), task.details(tested), config, tracker, recorders)
-        made = provenance(config, corpus, parent, request, task_config) | {"run": tracker.where()}
-        publish(plans[-1], corpus, made, output)
+        if made_before(output, request) is None:  # else another job on this output ended while this one trained
+            made = provenance(config, corpus, parent, request, task_config) | {"run": tracker.where()}
+            publish(plans[-1], corpus, made, output)
         tracker.set_tags({"model": output})
         register(config, output, request, corpus, tracker)
     storage.remove_directory(f"{output}.training")

@@ -75,10 +75,15 @@ class FinetunePlan(TrainPlan):
     learning_rate: float
     weight_decay: float
 
+    @property
+    def watched(self) -> tuple[str, ...]:
+        """Figures that every validation must have; others that take long are left for the test."""
+        return (self.loop.monitor,)
+
     @cached_property
     def opened(self) -> Task:
         """The task with its labels."""
-        task: Task = self.task.open(Corpus.open(self.corpus))
+        task: Task = self.task.open(Corpus.open(self.corpus), self.watched)
         return task
 
     def __getstate__(self) -> dict[str, Any]:

@@ -51,6 +51,22 @@ class SplitConfig(JobConfig):
             raise ValueError("a column that names the parts allows one fold only")
         return self
 
+    def needed(self) -> dict[int, bool]:
+        """Return which parts may not be empty."""
+        test = self.folds > 1 or self.test_fraction > 0
+        return {TRAIN: True, VALIDATION: self.validation_fraction > 0, TEST: test}
+
+
+class InnerFolds(SplitConfig):
+    """How trials of a search are split: one test part that is the same in all folds, and `folds` parts of the rest.
+
+    Each of these validates in one fold, trains in the others; the test part is that of the same options with one fold.
+    """
+
+    def needed(self) -> dict[int, bool]:
+        """Return which parts may not be empty."""
+        return {TRAIN: True, VALIDATION: True, TEST: self.test_fraction > 0}
+
 
 @dataclass(frozen=True)
 class Folds:
@@ -227,7 +243,8 @@ def split(
     Returns
     -------
     NDArray[np.int8]
-        See `Folds.part_kn`. Over the folds of a k-fold, every used row is in one test part.
+        See `Folds.part_kn`. Over the folds of a k-fold, every used row is in one test part; over `InnerFolds`, every
+        row that is not tested is in one validation part.
     """
     rows = np.flatnonzero(used_n)
     stratum, group = stratum_n[rows], group_n[rows].astype(np.int64)
@@ -236,12 +253,39 @@ def split(
         fix = "Use fewer folds, or a split that is not grouped."
         raise InputError(subject, f"there must be at least {max(2, config.folds)} groups", found, fix)
     part_kn = np.full((config.folds, len(used_n)), UNUSED, np.int8)
+    cut = _inner_parts if isinstance(config, InnerFolds) else _outer_parts
+    part_kn[:, rows] = cut(config, stratum, group, subject)
+    return part_kn
+
+
+def _outer_parts(
+    config: SplitConfig, stratum: NDArray[np.int64], group: NDArray[np.int64], subject: str
+) -> list[NDArray[np.int8]]:
+    """Return the parts of the used rows, for each fold."""
+    found = []
     for fold, held in enumerate(_tests(config, stratum, group, subject)):
-        part = np.full(len(rows), TRAIN, np.int8)
+        part = np.full(len(stratum), TRAIN, np.int8)
         part[held] = TEST
         _cut_validation(config, part, stratum, group, fold, subject)
-        part_kn[fold, rows] = part
-    return part_kn
+        found.append(part)
+    return found
+
+
+def _inner_parts(
+    config: SplitConfig, stratum: NDArray[np.int64], group: NDArray[np.int64], subject: str
+) -> list[NDArray[np.int8]]:
+    """Return the parts of the used rows, for each inner fold; see `InnerFolds`."""
+    once = config.model_copy(update={"folds": 1})
+    outer = np.full(len(stratum), TRAIN, np.int8)
+    outer[_tests(once, stratum, group, subject)[0]] = TEST
+    rest = np.flatnonzero(outer == TRAIN)
+    where, seed = f"{subject}, all but the test part, for inner folds", _seed(config, 0, VALIDATION)
+    found = []
+    for held in k_splits(config.kind, stratum[rest], group[rest], config.folds, seed, where):
+        part = outer.copy()
+        part[rest[held]] = VALIDATION
+        found.append(part)
+    return found
 
 
 def _tests(
@@ -336,11 +380,7 @@ def _torn_groups(group_n: NDArray[np.integer], part_n: NDArray[np.int8]) -> list
 
 def _check(config: SplitConfig, folds: Folds, subject: str) -> None:
     """Check that no part is empty, that there is something to tell apart, and that the test is fair if so asked."""
-    wanted = {
-        TRAIN: True,
-        VALIDATION: config.validation_fraction > 0,
-        TEST: config.folds > 1 or config.test_fraction > 0,
-    }
+    wanted = config.needed()
     for fold in range(len(folds)):
         empty = [PARTS[part] for part, needed in wanted.items() if needed and not len(folds.rows(fold, part))]
         if empty:

@@ -95,9 +95,9 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
     parent = _parent(config, corpus)
     request, output = _request(config, corpus, parent), storage.absolute(config.output)
     plan = make_plan(config, corpus, parent, request)
-    if (made := made_before(output, request)) is not None:
+    if (result := _made(output, request)) is not None:
         register(config, output, request, corpus, None)
-        return PretrainResult(output, made["steps"], made["validation_loss"] or math.nan, made["run"])
+        return result
     check_resources(config)
     turn = Turn.take(f"{output}.training")
     name, facts = f"pretrain {config.model or config.preset}", {"steps": plan.loop.steps, "cells": corpus.manifest.rows}
@@ -108,11 +108,20 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
         with tempfile.TemporaryDirectory(prefix="cellray-training-") as folder:
             if picture := draw_training([recorder], Path(folder) / "training.png", name):
                 tracker.log_file(picture)
-        result = _publish(plan, corpus, output, tracker, _provenance(config, corpus, parent, request))
+        result = _made(output, request)  # by another job on this output, which ended while this one trained
+        result = result or _publish(plan, corpus, output, tracker, _provenance(config, corpus, parent, request))
         tracker.set_tags({"model": output})
         register(config, output, request, corpus, tracker)
     storage.remove_directory(f"{output}.training")
     return result
+
+
+def _made(output: str, request: str) -> PretrainResult | None:
+    """Return what this very request made before."""
+    made = made_before(output, request)
+    if made is None:
+        return None
+    return PretrainResult(output, made["steps"], made["validation_loss"] or math.nan, made["run"])
 
 
 def write_initial_model(config: PretrainConfig, output: str) -> None:

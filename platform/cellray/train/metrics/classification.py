@@ -30,6 +30,8 @@ CLASSIFICATION_FIGURES = (
     "ece",
 )
 """Names of the figures in `ClassificationMetrics.values`."""
+AREA_FIGURES = frozenset({"macro_roc_auc", "macro_pr_auc"})
+"""Those that take most of the time: each class is sorted and summed up on its own."""
 
 
 @dataclass(frozen=True)
@@ -115,8 +117,8 @@ def classification_metrics(
     bins
         Of the calibration, see `cellray.train.metrics.calibration`.
     areas
-        Whether to compute areas under curves, too: they take most of the time, which a validation amid training may
-        not have. Without, those of the classes are NaN and there are no means.
+        Whether to compute areas under curves, too: they take most of the time, which a validation amid training does
+        not have. Without, those of the classes are NaN and there are no means (`AREA_FIGURES`).
 
     Raises
     ------

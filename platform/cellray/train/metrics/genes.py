@@ -115,6 +115,8 @@ def gene_metrics(
     token_g: NDArray[np.integer],
     code_g: NDArray[np.integer],
     classes: Sequence[str],
+    *,
+    areas: bool = True,
 ) -> GeneMetrics:
     """Score the genes of a test part.
 
@@ -128,6 +130,8 @@ def gene_metrics(
         Token id and class of each. Shape (genes,).
     classes
         Names.
+    areas
+        See `cellray.train.metrics.classification.classification_metrics`.
     """
     seen = sums.seen_v[token_g] > 0
     token, code = np.asarray(token_g)[seen], np.asarray(code_g)[seen]
@@ -139,7 +143,7 @@ def gene_metrics(
     for c, name in enumerate(classes):
         table[f"p: {name}"] = mean_gc[:, c]
     return GeneMetrics(
-        per_gene=classification_metrics(mean_gc, code, classes),
+        per_gene=classification_metrics(mean_gc, code, classes, areas=areas),
         per_token=_per_token(sums.given_vc[token], code, len(classes)),
         tokens=int(sums.seen_v[token].sum()),
         never_seen=int((~seen).sum()),

@@ -1,15 +1,16 @@
 """A whole search: checks what was asked for, runs the trials that are missing, publishes and tests the best model."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from cellray import storage
 from cellray.data.corpora.corpus import Corpus
 from cellray.data.session import plain_errors
-from cellray.errors import InputError
+from cellray.errors import InputError, TrainingError
 from cellray.model.checkpoint import ModelDirectory
 from cellray.model.device import compute_device
 from cellray.models import ModelReference
@@ -19,8 +20,10 @@ from cellray.train.finetune import METRICS, open_parent, provenance, publish
 from cellray.train.finetune_plan import FinetunePlan, ModelOptions
 from cellray.train.recording import made_before, recorded, register
 from cellray.train.reports import Recorder
+from cellray.train.search.fold_results import BEST_STEPS
 from cellray.train.search.ledger import Ledger
 from cellray.train.search.options import SearchConfig, check_objectives, search_request
+from cellray.train.search.plans import TrialJob, final_task, trial_task
 from cellray.train.search.report import Winner, winner_of, write_search_report
 from cellray.train.search.space import Space, read_space
 from cellray.train.search.study import (
@@ -33,16 +36,18 @@ from cellray.train.search.study import (
     require_one_success,
     retry_interrupted,
 )
-from cellray.train.search.trial import SilentSession, TrialJob, TrialPlan
+from cellray.train.search.task_fields import check_task_fields, with_task_fields
+from cellray.train.search.trial import SilentSession
 from cellray.train.search.tuner import check_trial_resources, run_trials
 from cellray.train.tasks.contract import Task
 from cellray.train.tasks.table import TaskConfig, read_task
 from cellray.train.trainer import fit
 from cellray.train.turn import Turn
-from cellray.train.worker import run_plan
+from cellray.train.worker import Outcome, run_plan
 
 if TYPE_CHECKING:
     from optuna import Study
+    from optuna.trial import FrozenTrial
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +67,7 @@ class SearchResult:
     counts
         Trials by how they ended.
     winner
-        The best trial: `trial`, `parameters`, `objectives`, `front`, `rule`.
+        The best trial: `trial`, `parameters`, `objectives`, `spread` (over inner folds), `front`, `rule`.
     heads
         Figures of the test part, by head.
     tracked
@@ -145,10 +150,11 @@ def _open(config: SearchConfig) -> _Opened:
     """Open and check everything that can be checked before anything starts."""
     corpus, task_config, space = Corpus.open(config.corpus), read_task(config.task), read_space(config.space)
     space.check(config.base())
+    check_task_fields(space.parameters, task_config, set(config.objectives), config.space)
     parent = open_parent(config, corpus)
     request = search_request(config, corpus, parent, task_config, space)
-    task: Task = task_config.open(corpus)
-    check_objectives(config, task)
+    check_objectives(config, trial_task(task_config).open(corpus))
+    task: Task = final_task(task_config).open(corpus)
     return _Opened(config, corpus, parent, task_config, task, space, request, storage.absolute(config.output))
 
 
@@ -163,7 +169,7 @@ def _check_models(opened: _Opened) -> None:
     for name, parameter in opened.space.parameters.items():
         for value in parameter.probes() if name in ModelOptions.model_fields else []:
             try:
-                opened.job.plan({name: value}, "checked").initial(opened.corpus)
+                opened.job.plans({name: value}, "checked")[0].initial(opened.corpus)
             except InputError as error:
                 rule = f"[{name}] must fit the model: {error.subject}: {error.rule}"
                 raise InputError(opened.config.space, rule, f"{value!r}: {error.found}", error.fix) from None
@@ -193,32 +199,50 @@ def _start_trial_run(opened: _Opened, parent: Tracker, name: str, folder: str, v
 def _promote(opened: _Opened, study: "Study", place: StudyPlace, winner: Winner, tracker: Tracker) -> None:
     """Test the winner's model once, write the report, and publish the model last."""
     config, trial = opened.config, study.get_trials(deepcopy=False)[winner.number]
-    plan = opened.job.plan(winner.values, folder_of(trial))
-    answers = _answers(opened, plan)
+    plans = _concluding(opened, winner.values, trial)
+    answers = _answers(opened, plans)
     facts: dict[str, Any] = {"study": place.name, "storage": mask_text(place.url), "states": count_states(study)}
     facts |= {"trials": len(ended(study)), "space": opened.space.to_json()}
     report = f"{opened.output}.report"
     write_search_report(report, config, opened.space, study, winner, opened.task, answers, facts, tracker)
-    made = provenance(opened.job.base, opened.corpus, opened.parent, opened.request, opened.task_config)
+    task = with_task_fields(opened.task_config, winner.values)
+    made = provenance(opened.job.base, opened.corpus, opened.parent, opened.request, task)
     made |= {"run": tracker.where(), "search": winner.to_json() | facts}
-    publish(plan, opened.corpus, made, opened.output)
+    publish(plans[-1], opened.corpus, made, opened.output)
 
 
-def _answers(opened: _Opened, plan: TrialPlan) -> Any:  # noqa: ANN401
-    """Let the winner's best model answer in the test part, where and as the trial was trained."""
+def _concluding(opened: _Opened, values: Mapping[str, Any], trial: "FrozenTrial") -> list[FinetunePlan]:
+    """Return the plans that follow a search: the first answers in the test part, the last one is published.
+
+    With one split both are the trial's own. After inner folds the best options are trained anew, for as many steps as
+    were best in the folds.
+    """
+    folder = folder_of(trial)
+    if opened.task_config.split.folds == 1:
+        return [opened.job.plans(values, folder)[0].concluding()]
+    steps = max(1, round(median(trial.user_attrs[BEST_STEPS])))
+    logger.info("training with the options of trial %s for %s steps", f"{trial.number:,}", f"{steps:,}")
+    return opened.job.final_plans(values, folder, steps)
+
+
+def _answers(opened: _Opened, plans: Sequence[FinetunePlan]) -> Any:  # noqa: ANN401
+    """Train what is left to train, where and as trials are, and return the first plan's answers in the test part."""
     import ray
 
-    concluding = plan.concluding()
     if opened.config.distributed:
-        fit([concluding], [Recorder(NullTracker(), concluding.loop.steps)], Turn.take(f"{plan.checkpoints}.ray"))
+        recorders = [Recorder(NullTracker(), plan.loop.steps, plan.title) for plan in plans]
+        fit(plans, recorders, Turn.take(f"{plans[0].checkpoints}.ray"))
     else:
         options = {"num_cpus": opened.config.cpus_per_trial, "num_gpus": opened.config.gpus}
-        ray.get(ray.remote(**options)(_conclude).remote(concluding, opened.job.gpu))
-    return concluding.answers()
+        for plan in plans:
+            ended = ray.get(ray.remote(**options)(_conclude).remote(plan, opened.job.gpu))
+            if ended.error:
+                raise TrainingError(ended.error)
+    return plans[0].answers()
 
 
-def _conclude(plan: FinetunePlan, gpu: bool) -> None:
-    run_plan(plan, SilentSession(), compute_device(gpu=gpu, option="--gpus-per-trial"))
+def _conclude(plan: FinetunePlan, gpu: bool) -> Outcome:
+    return run_plan(plan, SilentSession(), compute_device(gpu=gpu, option="--gpus-per-trial"))
 
 
 def _finished(opened: _Opened) -> SearchResult | None:
@@ -243,7 +267,7 @@ def _read_result(output: str) -> SearchResult:
         report=report,
         study=found["study"],
         counts=found["states"],
-        winner={key: found[key] for key in ("trial", "parameters", "objectives", "front", "rule")},
+        winner={key: found[key] for key in ("trial", "parameters", "objectives", "spread", "front", "rule")},
         heads={name: head["mean"] for name, head in heads.items()},
         tracked=made["run"],
     )

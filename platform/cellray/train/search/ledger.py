@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from cellray.tracking import Tracker
 from cellray.train.reports import STEP
+from cellray.train.search.fold_results import BEST_STEPS, FOLDS, METRICS, SPREAD, VALUE
 from cellray.train.search.options import plain
 from cellray.train.search.space import Space
 from cellray.train.search.study import (
@@ -25,7 +26,7 @@ from cellray.train.search.study import (
     folder_of,
     state_of,
 )
-from cellray.train.search.trial import DONE, ERROR, METRICS, VALIDATION, VALUE
+from cellray.train.search.trial import DONE, ERROR, VALIDATION
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -103,7 +104,8 @@ class Ledger:
             self._study.tell(running.trial, state=_state("PRUNED"))  # its value is the last one reported
         else:
             self._study.tell(running.trial, values)
-        running.tracker.log_metrics({f"best/{name}": v for name, v in self._named(values).items()}, int(report[STEP]))
+        best = self._named(values) | dict(report[METRICS] if FOLDS in report else ())  # with the spread over folds
+        running.tracker.log_metrics({f"best/{name}": v for name, v in best.items()}, int(report[STEP]))
         running.tracker.finish("FINISHED")
         self._tell(running, plain(self._named(values)) + (f", {STOPPED}" if stopped else ""))
 
@@ -132,6 +134,9 @@ class Ledger:
             known = report.get(source, running.last.get(source))
             if known is not None:
                 running.trial.set_user_attr(name, int(known))
+        for name in (FOLDS, SPREAD, BEST_STEPS):  # of a trial over several inner folds
+            if name in (told := running.last | dict(report)):
+                running.trial.set_user_attr(name, told[name])
         return running
 
     def _named(self, values: list[float]) -> dict[str, float]:

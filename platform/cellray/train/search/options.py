@@ -50,15 +50,20 @@ class _Method(JobConfig):
         "tpe", description="tpe (one or several objectives), nsga2 (several, hundreds of trials) or random"
     )
     asha: bool = Field(True, description="stop trials that fall behind (ASHA); never with several objectives")
-    grace_validations: int = Field(1, ge=1, description="validations before a trial may be stopped [validations]")
+    grace_validations: int = Field(
+        1, ge=1, description="validations, or with several inner folds folds, before a trial may be stopped"
+    )
     reduction_factor: float = Field(3, gt=1, description="of trials that come so far, one in so many goes on")
 
 
 class SearchConfig(_Trials, _Method, FinetuneConfig):
     """Search for good options of a fine-tuning, publish the best trial's model, and say which options they were.
 
-    Trials train on the training part of the first fold and are judged on its validation part; the model that is
-    published is then tested, once, on the test part. With several --num-workers each trial is trained by a group.
+    Trials never see the test part. With one split (folds = 1 in the task file) they are judged on the validation part,
+    and the best one's model is tested once and published. With several folds all but the test part (test_fraction) is
+    cut into so many inner folds: a trial is judged by the mean over them, the best options are trained anew on all of
+    them and tested, and the published model is then trained on all cells. With several --num-workers each trial is
+    trained by a group.
     """
 
     monitor: str = Field(
@@ -140,7 +145,7 @@ def check_objectives(config: SearchConfig, task: Task) -> None:
             raise InputError(option, "what is made better must be measured", found, "Choose one of those.")
     if not len(task.folds.rows(0, VALIDATION)):
         fix = "Set validation_fraction above 0 in the task file."
-        raise InputError(config.task, "a search needs a validation part", "none in the first fold", fix)
+        raise InputError(config.task, "a search needs a validation part", "none", fix)
 
 
 def lower_is_better(objective: str) -> bool:

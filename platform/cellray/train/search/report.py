@@ -4,7 +4,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,18 +13,20 @@ import pandas as pd
 from cellray import plots, storage
 from cellray.tracking import Tracker
 from cellray.train.evaluation import HeadResult, flat_metrics, write_report
-from cellray.train.finetune import METRICS, FinetuneConfig
+from cellray.train.finetune import METRICS, TEST_FIGURES, FinetuneConfig
 from cellray.train.search.options import SearchConfig, lower_is_better, plain
 from cellray.train.search.space import Space, with_values
-from cellray.train.search.study import COMPLETE, STOPPED, best_trials, importances, trial_table
+from cellray.train.search.study import COMPLETE, STOPPED, best_trials, importances, spread_of, trial_table
+from cellray.train.search.task_fields import with_task_fields, without_task_fields
 from cellray.train.tasks.contract import Arrays, Task
+from cellray.train.tasks.table import read_task
 
 if TYPE_CHECKING:
     from optuna import Study
 
 logger = logging.getLogger(__name__)
 
-TRIALS, BEST = "trials.csv", "best.toml"
+TRIALS, BEST, BEST_TASK = "trials.csv", "best.toml", "best_task.toml"
 _UNNAMED = {"corpus", "model", "task", "output", "tracking_uri", "register_as"}
 
 
@@ -38,8 +40,8 @@ class Winner:
         In the study.
     values
         Its options.
-    reached
-        The objectives.
+    reached, spread
+        The objectives; over several inner folds their means and standard deviations.
     front
         Numbers of all trials that none beats in every objective, this one first.
     rule
@@ -51,6 +53,7 @@ class Winner:
     reached: dict[str, float]
     front: tuple[int, ...]
     rule: str
+    spread: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -58,6 +61,7 @@ class Winner:
             "trial": self.number,
             "parameters": self.values,
             "objectives": self.reached,
+            "spread": self.spread,
             "front": list(self.front),
             "rule": self.rule,
         }
@@ -71,7 +75,8 @@ def winner_of(study: "Study", space: Space, objectives: Sequence[str]) -> Winner
     if first.state.name == "PRUNED":
         rule += "; every trial was stopped early"
     reached = dict(zip(objectives, first.values, strict=True))
-    return Winner(first.number, space.decode(first.params), reached, tuple(trial.number for trial in best), rule)
+    front, spread = tuple(trial.number for trial in best), spread_of(first, objectives)
+    return Winner(first.number, space.decode(first.params), reached, front, rule, spread)
 
 
 def write_search_report(
@@ -88,17 +93,17 @@ def write_search_report(
     """Write the report, hand it to the tracker, and return the figures of the test part."""
     results, title = task.results([tested]), Path(config.task).stem
     searched = {"search": {**winner.to_json(), **facts}}
-    folds = replace(task.folds, part_kn=task.folds.part_kn[:1])
     with tempfile.TemporaryDirectory(prefix="cellray-report-") as name:
         folder = Path(name)
         made = write_search_files(folder, config, space, study, winner, title)
-        made += write_report(folder, results, folds, title, task.details([tested]) | searched)
+        made += write_report(folder, results, task.folds, title, task.details([tested]) | searched)
         for path in made:
             tracker.log_file(path)
         if storage.exists(uri):  # of a search that was broken off before its model was published
             storage.remove_directory(uri)
         storage.publish_directory(folder, uri, last=METRICS)
-    tracker.log_metrics(flat_metrics(results) | {f"best/{name}": v for name, v in winner.reached.items()}, 0)
+    tested_on = {f"{TEST_FIGURES}{name}": value for name, value in flat_metrics(results).items()}
+    tracker.log_metrics(tested_on | {f"best/{name}": v for name, v in winner.reached.items()}, 0)
     return results
 
 
@@ -108,11 +113,29 @@ def write_search_files(
     """Write the table of trials, the best options and the pictures; returns the files."""
     table = trial_table(study, config.objectives, space.decode)
     table.to_csv(folder / TRIALS, index=False)
-    (folder / BEST).write_text(best_toml(config, winner))
-    return [folder / TRIALS, folder / BEST, *_draw(folder, config, study, table, winner, title)]
+    made = [folder / TRIALS, folder / BEST]
+    own = best_task(config, winner)
+    (folder / BEST).write_text(best_toml(config, winner, task_of(config) if own else None))
+    if own:
+        made.append(folder / BEST_TASK)
+        made[-1].write_text(own)
+    return [*made, *_draw(folder, config, study, table, winner, title)]
 
 
-def best_toml(config: SearchConfig, winner: Winner) -> str:
+def task_of(config: SearchConfig) -> str:
+    """Return where the best task lies once the report is published."""
+    return storage.join(f"{storage.absolute(config.output)}.report", BEST_TASK)
+
+
+def best_task(config: SearchConfig, winner: Winner) -> str:
+    """Return the task file with the winner's values, empty where none of its fields was searched."""
+    if winner.values.keys() == without_task_fields(winner.values).keys():
+        return ""
+    content = with_task_fields(read_task(config.task), winner.values).model_dump(mode="json", exclude_none=True)
+    return "".join(f"{name} = {_toml(value)}\n" for name, value in content.items())
+
+
+def best_toml(config: SearchConfig, winner: Winner, task: str | None = None) -> str:
     """Return the winner's options as a file for `jobs.finetune --config`: those that were searched or are not default.
 
     Where runs are recorded is left out, since that may hold a password.
@@ -121,7 +144,7 @@ def best_toml(config: SearchConfig, winner: Winner) -> str:
     told: dict[str, Any] = {
         "corpus": storage.absolute(config.corpus),
         "model": config.model if config.model.startswith("models:") else storage.absolute(config.model),
-        "task": storage.absolute(config.task),
+        "task": task or storage.absolute(config.task),
         "output": f"{storage.absolute(config.output)}.best",
     }
     for name, value in best.model_dump(mode="json").items():
@@ -129,16 +152,20 @@ def best_toml(config: SearchConfig, winner: Winner) -> str:
         changed = value != (list(default) if isinstance(default, tuple) else default)
         if name not in _UNNAMED and (name in winner.values or (changed and value is not None)):
             told[name] = value
-    reached = plain(winner.reached)
+    where = "the mean over the inner folds" if winner.spread else "the validation part"
     lines = [
-        f"# Trial {winner.number}: {reached} on the validation part of the first fold.",
+        f"# Trial {winner.number}: {plain(winner.reached)}, {where}.",
         "# python -m jobs.finetune --config best.toml trains with these options; the command line outweighs them.",
     ]
     return "\n".join([*lines, *(f"{name} = {_toml(value)}" for name, value in told.items())]) + "\n"
 
 
 def _toml(value: Any) -> str:  # noqa: ANN401
-    """Return a value in TOML; JSON's text, numbers and lists are TOML's too."""
+    """Return a value in TOML; JSON's text and numbers are TOML's too."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{json.dumps(key)} = {_toml(each)}' for key, each in value.items())}}}"
     return json.dumps(value, allow_nan=False)
 
 

@@ -19,6 +19,7 @@ from cellray.errors import InputError, listing
 from cellray.train.finetune import FinetuneConfig
 from cellray.train.finetune_plan import ModelOptions
 from cellray.train.options import OptimiserOptions
+from cellray.train.search.task_fields import flat_tables, is_task_field, without_task_fields
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -190,14 +191,14 @@ class Space:
 
 
 def with_values(base: FinetuneConfig, values: Mapping[str, Any]) -> FinetuneConfig:
-    """Return options with some of them replaced.
+    """Return options with some of them replaced; values of fields of the task are passed over.
 
     Raises
     ------
     ValidationError
         A value is out of an option's limits.
     """
-    return FinetuneConfig.model_validate({**base.model_dump(), **values})
+    return FinetuneConfig.model_validate({**base.model_dump(), **without_task_fields(values)})
 
 
 def read_space(uri: str) -> Space:
@@ -214,12 +215,13 @@ def read_space(uri: str) -> Space:
         raise InputError(uri, "--space names a TOML file", "no such file", "Check the path.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
         raise InputError(uri, "--space names a TOML file", str(error), _FIX) from None
-    tables = {name.replace("-", "_"): table for name, table in tables.items()}
+    tables = flat_tables(tables)
     if not tables:
         raise InputError(uri, "a space must hold at least one option", "none", _FIX)
-    if unknown := [name for name in tables if name not in SEARCHABLE]:
+    if unknown := [name for name in tables if name not in SEARCHABLE and not is_task_field(name)]:
         found = ", ".join(_with_guess(name) for name in unknown)
-        rule = f"only these options can be searched: {listing(SEARCHABLE, limit=99)}"
+        own = "and of a task task.class_weights or task.heads.NAME.class_weights and .weight"
+        rule = f"only these options can be searched: {listing(SEARCHABLE, limit=99)}, {own}"
         raise InputError(uri, rule, found, "Correct the name.")
     try:
         return Space(_PARAMETERS.validate_python(tables), uri)

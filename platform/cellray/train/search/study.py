@@ -16,6 +16,7 @@ import pandas as pd
 from cellray import storage
 from cellray.errors import InputError, listing
 from cellray.tracking.masking import mask_text
+from cellray.train.search.fold_results import FOLDS, SPREAD
 from cellray.train.search.options import SearchConfig, lower_is_better
 
 if TYPE_CHECKING:
@@ -184,12 +185,6 @@ def folder_of(trial: Any) -> str:  # noqa: ANN401  # a Trial or a FrozenTrial
     return str(trial.user_attrs.get(FOLDER, f"{trial.number:05d}"))
 
 
-def trial_value(trial: "FrozenTrial") -> float:
-    """Return what a trial reached in the first objective, NaN where nothing is known."""
-    value = trial.values[0] if trial.values else math.nan
-    return float(value)
-
-
 def best_trials(study: "Study") -> "list[FrozenTrial]":
     """Return the best trial, or those of the Pareto front, the one to be published first.
 
@@ -228,9 +223,18 @@ def trial_table(study: "Study", objectives: Sequence[str], decode: Any) -> pd.Da
         row: dict[str, Any] = {"trial": trial.number, "state": state_of(trial)}
         row |= dict(zip(objectives, values, strict=True)) | decode(trial.params)
         row |= {key: trial.user_attrs.get(key) for key in (STEPS, VALIDATIONS, SECONDS, RETRY_OF, REASON)}
+        row |= {f"{name}_std": std for name, std in spread_of(trial, objectives).items()}
+        if FOLDS in trial.user_attrs:
+            row |= {FOLDS: trial.user_attrs[FOLDS], VALIDATIONS: None}  # reports are one a fold
         rows.append(row)
-    whole = dict.fromkeys((STEPS, VALIDATIONS, RETRY_OF), "Int64")
-    return pd.DataFrame(rows).astype(whole)
+    table = pd.DataFrame(rows)
+    whole = {name: "Int64" for name in (STEPS, VALIDATIONS, RETRY_OF, FOLDS) if name in table}
+    return table.astype(whole)
+
+
+def spread_of(trial: "FrozenTrial", objectives: Sequence[str]) -> dict[str, float]:
+    """Return the standard deviation over inner folds of each objective, nothing where there is none."""
+    return dict(zip(objectives, trial.user_attrs.get(SPREAD, ()), strict=False))
 
 
 def require_one_success(study: "Study") -> None:

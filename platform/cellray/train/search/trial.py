@@ -1,4 +1,4 @@
-"""One trial: a fine-tuning of the first fold that reports every validation and leaves the test part alone.
+"""One trial: a fine-tuning that reports every validation, or each of several inner folds, and is never tested.
 
 Runs in a process that it may share a machine with, or as a group of workers on Ray Train.
 """
@@ -6,26 +6,18 @@ Runs in a process that it may share a machine with, or as a group of workers on 
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
 
-from cellray import storage
-from cellray.data.corpora.corpus import Corpus
 from cellray.model.device import compute_device
-from cellray.models import ModelReference
 from cellray.train import reports
-from cellray.train.contracts import Objective, Session
-from cellray.train.feed import Feed
-from cellray.train.finetune import FinetuneConfig, plan_fold
 from cellray.train.finetune_plan import FinetunePlan
-from cellray.train.folds import TRAIN
-from cellray.train.precision import Autocast
 from cellray.train.reports import STEP
+from cellray.train.search.fold_results import METRICS, VALUE, FoldResults
 from cellray.train.search.options import lower_is_better
-from cellray.train.search.space import with_values
-from cellray.train.tasks.table import TaskConfig
+from cellray.train.search.plans import TrialJob, TrialPlan
 from cellray.train.turn import Turn
 from cellray.train.worker import Outcome, run_plan
 
@@ -33,77 +25,8 @@ logger = logging.getLogger(__name__)
 
 Report = Callable[[dict[str, Any]], None]
 """Takes what a trial has reached: see `TrialReport`."""
-VALUE, VALIDATION, METRICS, DONE, ERROR = "value_{}", "validation", "metrics", "ended", "error"
+VALIDATION, DONE, ERROR = "validation", "ended", "error"
 _LONGEST_REASON = 500
-
-
-@dataclass(frozen=True)
-class TrialJob:
-    """What all trials of a search have in common.
-
-    Attributes
-    ----------
-    base
-        Options without a trial's own.
-    model, task
-        What is trained to tell what.
-    objectives
-        Metrics of the validation part.
-    folder
-        URI below which each trial has its checkpoints.
-    request
-        Digest of the search.
-    gpu
-        Whether a trial of one process computes on an accelerator.
-    threads
-        Its torch threads.
-    distributed
-        Train each trial by a group of workers.
-    """
-
-    base: FinetuneConfig
-    model: ModelReference
-    task: TaskConfig
-    objectives: tuple[str, ...]
-    folder: str
-    request: str
-    gpu: bool
-    threads: int
-    distributed: bool
-
-    def plan(self, values: Mapping[str, Any], folder: str) -> "TrialPlan":
-        """Return a trial's plan.
-
-        Raises
-        ------
-        ValidationError, InputError
-            The options do not fit the model or the data.
-        """
-        config = with_values(self.base, values)
-        corpus = Corpus.open(config.corpus)
-        plan = plan_fold(config, corpus, self.model, self.task.open(corpus), self.task, self.request, 0, TRAIN)
-        own = {each.name: getattr(plan, each.name) for each in fields(FinetunePlan)}
-        own["checkpoints"] = storage.join(self.folder, folder)
-        if not self.distributed:
-            own["threads"] = self.threads
-        return TrialPlan(**own)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrialPlan(FinetunePlan):
-    """A fold's plan that ends with the training."""
-
-    def conclude(self, corpus: Corpus, objective: Objective, feed: Feed, session: Session, autocast: Autocast) -> None:
-        """Do nothing: the test part stays unseen while options are chosen."""
-
-    def concluding(self) -> FinetunePlan:
-        """Return the plan that lets the trial's best model answer in the test part.
-
-        Its training is over where it was: at the newest checkpoint. Where the checkpoints are gone it is repeated.
-        """
-        own = {each.name: getattr(self, each.name) for each in fields(FinetunePlan)}
-        steps = max(self.store().steps(), default=self.loop.steps)
-        return replace(FinetunePlan(**own), loop=replace(self.loop, steps=steps))
 
 
 class Judge:
@@ -147,12 +70,15 @@ class Judge:
         """Return the objectives at the best step."""
         return {VALUE.format(i): float(self._best.get(each, math.nan)) for i, each in enumerate(self._objectives)}
 
+    def problem(self, outcome: Outcome) -> str:
+        """Return what is wrong with a training that is over, if anything."""
+        undefined = [name for name in self._objectives if not math.isfinite(self._best.get(name, math.nan))]
+        why = f"{', '.join(undefined)} is not defined on the validation part" if undefined else ""
+        return (outcome.error or why)[:_LONGEST_REASON]
+
     def end(self, outcome: Outcome) -> None:
         """Report how the trial ended."""
-        error = outcome.error
-        if not error and (undefined := [n for n in self._objectives if not math.isfinite(self._best.get(n, math.nan))]):
-            error = f"{', '.join(undefined)} is not defined on the validation part"
-        self._report({**self.values(), STEP: outcome.steps, DONE: True, ERROR: error[:_LONGEST_REASON]})
+        self._report({**self.values(), STEP: outcome.steps, DONE: True, ERROR: self.problem(outcome)})
 
 
 @dataclass
@@ -192,22 +118,42 @@ def run_trial(job: TrialJob, values: Mapping[str, Any], folder: str, report: Rep
     its end: it would happen again. A lost process is another matter, and not seen here.
     """
     try:
-        plan = job.plan(values, folder)
-        judge = Judge(job.objectives, plan, report)
-        outcome = _train_group(plan, judge) if job.distributed else _train_alone(job, plan, judge)
+        plans = job.plans(values, folder)
+        if len(plans) == 1:
+            judge = Judge(job.objectives, plans[0], report)
+            judge.end(_train(job, plans[0], judge))
+        else:
+            _run_folds(job, plans, job.place(folder), report)
     except Exception as error:
         logger.warning("trial in %s failed", folder, exc_info=True)
         undefined = {VALUE.format(i): math.nan for i in range(len(job.objectives))}
         report({**undefined, DONE: True, ERROR: _reason(error)})
-        return
-    judge.end(outcome)
 
 
-def _train_alone(job: TrialJob, plan: FinetunePlan, judge: Judge) -> Outcome:
-    return run_plan(plan, TrialSession(judge=judge), compute_device(gpu=job.gpu, option="--gpus-per-trial"))
+def _run_folds(job: TrialJob, plans: Sequence[TrialPlan], place: str, report: Report) -> None:
+    """Train the inner folds one after the other, and report after each what the folds so far reached on average.
+
+    The last one is reported as the trial's end: to stop it then would save nothing.
+    """
+    done = FoldResults(job.objectives, place)
+    for fold, plan in enumerate(plans):
+        if fold < len(done):
+            continue
+        judge = Judge(job.objectives, plan, lambda _: None)
+        outcome = _train(job, plan, judge)
+        if error := judge.problem(outcome):
+            report({**judge.values(), STEP: outcome.steps, DONE: True, ERROR: f"inner fold {fold}: {error}"})
+            return
+        done.add(judge.values(), outcome)
+        plan.store().remove()  # the best options are trained anew
+        if fold + 1 < len(plans):
+            report({**done.report(), VALIDATION: fold + 1})
+    report({**done.report(), DONE: True, ERROR: ""})
 
 
-def _train_group(plan: FinetunePlan, judge: Judge) -> Outcome:
+def _train(job: TrialJob, plan: FinetunePlan, judge: Judge) -> Outcome:
+    if not job.distributed:
+        return run_plan(plan, TrialSession(judge=judge), compute_device(gpu=job.gpu, option="--gpus-per-trial"))
     from cellray.train.trainer import fit
 
     return fit([plan], [judge], Turn.take(f"{plan.checkpoints}.ray"))[0]

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cellray.errors import InputError
+from cellray.train.search.fold_results import VALUE
 from cellray.train.search.ledger import Ledger
 from cellray.train.search.options import SearchConfig, lower_is_better
+from cellray.train.search.plans import TrialJob
 from cellray.train.search.space import Space
 from cellray.train.search.study import INTERRUPTED, StudyPlace, make_sampler, state_of
-from cellray.train.search.trial import VALIDATION, VALUE, TrialJob, run_trial
+from cellray.train.search.trial import VALIDATION, run_trial
 
 if TYPE_CHECKING:
     from optuna import Study

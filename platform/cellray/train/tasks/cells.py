@@ -1,6 +1,7 @@
 """Tasks on cells: one class or one number a cell, or several of them at once, each of which may be missing."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,9 +16,9 @@ from cellray.data.corpora.codes import MISSING
 from cellray.data.corpora.corpus import Corpus
 from cellray.model.heads import HeadSpec
 from cellray.train.contracts import Batch
-from cellray.train.evaluation import HeadResult, flat_metrics, head_result
+from cellray.train.evaluation import HeadResult, head_result, score
 from cellray.train.folds import UNUSED, Folds, SplitConfig, cell_folds
-from cellray.train.metrics.classification import CLASSIFICATION_FIGURES
+from cellray.train.metrics.classification import AREA_FIGURES, CLASSIFICATION_FIGURES
 from cellray.train.metrics.regression import REGRESSION_FIGURES
 from cellray.train.order import AssignedPart, Selection
 from cellray.train.parallel import gather_from_all
@@ -67,10 +68,10 @@ class CellTaskConfig(JobConfig):
                 raise ValueError(f"task = {self.task!r} has one head of kind {wanted}; several need task = 'multitask'")
         return self
 
-    def open(self, corpus: Corpus) -> "CellTask":
-        """Read the labels and split the cells."""
+    def open(self, corpus: Corpus, watched: Collection[str] = ()) -> "CellTask":
+        """Read the labels and split the cells; `watched` are figures that a training cannot do without."""
         labels = read_labels(corpus, self.heads, self.split.folds)
-        return CellTask(self, labels, cell_folds(self.split, corpus, labels))
+        return CellTask(self, labels, cell_folds(self.split, corpus, labels), frozenset(watched))
 
 
 @dataclass
@@ -93,6 +94,7 @@ class CellScores:
         """Return cells in ascending order and the output of each head."""
         cells = np.concatenate(gather_from_all(self.cells, world_size) or [np.empty(0, np.int64)])
         order = np.argsort(cells, kind="stable")
+        assert (np.diff(cells[order]) > 0).all()  # else a cell would count twice
         outputs = {name: gather_from_all(parts, world_size) for name, parts in self.outputs.items()}
         filled = {name: np.concatenate(parts)[order] for name, parts in outputs.items() if parts}
         return {_CELLS: cells[order], **{f"head {name}": output for name, output in filled.items()}}
@@ -105,6 +107,7 @@ class CellTask:
     config: CellTaskConfig
     labels: Mapping[str, Labels]
     folds: Folds
+    watched: frozenset[str] = frozenset()
 
     def specs(self, fold: int, part: int) -> tuple[HeadSpec, ...]:
         """Return the heads; a regression is standardised over the cells that are trained on."""
@@ -142,30 +145,34 @@ class CellTask:
         return CellScores(names, [], {name: [] for name in names})
 
     def metrics(self, fold: int, part: int, arrays: Arrays) -> dict[str, float]:
-        """Return the figures of the cells that were run."""
+        """Return the figures of the cells that were run that are defined, and those that are watched."""
+        found = dict.fromkeys(self.watched.intersection(self.metric_names()), math.nan)
         if not len(arrays[_CELLS]):
-            return {}
-        found = flat_metrics(self.results([arrays]))
-        kept = {name: value for name, value in found.items() if not name.endswith("_std")}
-        return {name.split("/", 1)[1]: value for name, value in kept.items()} if len(self.labels) == 1 else kept
+            return found
+        for head, label in self.labels.items():
+            areas = any(self._named(head, figure) in self.watched for figure in AREA_FIGURES)
+            truth_n = _values(label)[arrays[_CELLS]]
+            values = score(arrays[f"head {head}"], truth_n, _classes(label), areas=areas).values
+            found |= {self._named(head, figure): v for figure, v in values.items() if math.isfinite(v)}
+        return found
 
     def metric_names(self) -> list[str]:
         """Return the names of the figures of all heads."""
-        names = {
+        figures = {
             name: CLASSIFICATION_FIGURES if isinstance(label, ClassLabels) else REGRESSION_FIGURES
             for name, label in self.labels.items()
         }
-        if len(names) == 1:
-            return list(next(iter(names.values())))
-        return [f"{head}/{figure}" for head, figures in names.items() for figure in figures]
+        return [self._named(head, figure) for head, own in figures.items() for figure in own]
+
+    def _named(self, head: str, figure: str) -> str:
+        return figure if len(self.labels) == 1 else f"{head}/{figure}"
 
     def results(self, tested: Sequence[Arrays]) -> list[HeadResult]:
         """Return the figures of each head."""
         found = []
         for name, label in self.labels.items():
             truths = [_values(label)[arrays[_CELLS]] for arrays in tested]
-            classes = label.classes if isinstance(label, ClassLabels) else None
-            found.append(head_result(name, [arrays[f"head {name}"] for arrays in tested], truths, classes))
+            found.append(head_result(name, [arrays[f"head {name}"] for arrays in tested], truths, _classes(label)))
         return found
 
     def details(self, tested: Sequence[Arrays]) -> dict[str, Any]:
@@ -182,6 +189,10 @@ def _spec(name: str, label: Labels, trained_n: NDArray[np.bool_]) -> HeadSpec:
         return HeadSpec(name, "classification", "cell", label.classes)
     mean, std = label.scale(trained_n)
     return HeadSpec(name, "regression", "cell", mean=mean, std=std)
+
+
+def _classes(label: Labels) -> tuple[str, ...] | None:
+    return label.classes if isinstance(label, ClassLabels) else None
 
 
 def _values(label: Labels) -> NDArray[Any]:

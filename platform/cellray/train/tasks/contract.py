@@ -66,7 +66,10 @@ class Task(Protocol):
         ...
 
     def metrics(self, fold: int, part: int, arrays: Arrays) -> dict[str, float]:
-        """Return the figures of a part of a fold; `HEAD/NAME`, or `NAME` where there is one head."""
+        """Return the figures of a part of a fold; `HEAD/NAME`, or `NAME` where there is one head.
+
+        Areas under curves only where the task was opened to watch them; what is watched is there, if only as NaN.
+        """
         ...
 
     def metric_names(self) -> list[str]:

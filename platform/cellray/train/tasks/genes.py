@@ -1,6 +1,7 @@
 """Classification of genes: a model learns the class of some genes from the cells they stand in, is asked for others."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from cellray.model.heads import NO_LABEL, HeadSpec
 from cellray.train.contracts import Batch
 from cellray.train.evaluation import HeadResult, gene_head_result
 from cellray.train.folds import TEST, VALIDATION, Folds, SplitConfig, gene_folds
-from cellray.train.metrics.classification import CLASSIFICATION_FIGURES
+from cellray.train.metrics.classification import AREA_FIGURES, CLASSIFICATION_FIGURES
 from cellray.train.metrics.genes import TOKEN_FIGURES, GeneMetrics, GeneSums, gene_metrics
 from cellray.train.metrics.nan_json import finite_or_null
 from cellray.train.order import RandomPart, Selection
@@ -35,11 +36,12 @@ class GeneTaskConfig(JobConfig):
     validation_cells: int = Field(1_000, ge=1, description="most cells run for a validation, about [cells]")
     split: SplitConfig = SplitConfig()
 
-    def open(self, corpus: Corpus) -> "GeneTask":
-        """Read the table and split the genes."""
+    def open(self, corpus: Corpus, watched: Collection[str] = ()) -> "GeneTask":
+        """Read the table and split the genes; `watched` are figures that a training cannot do without."""
         labels = gene_labels(read_gene_classes(self.genes), corpus.vocabulary, self.split.folds, self.genes)
         folds = gene_folds(self.split, labels, self.name, self.genes)
-        return GeneTask(self, labels, folds, len(corpus.vocabulary), corpus.manifest.rows)
+        tokens, cells = len(corpus.vocabulary), corpus.manifest.rows
+        return GeneTask(self, labels, folds, tokens, cells, frozenset(watched))
 
 
 @dataclass
@@ -73,6 +75,7 @@ class GeneTask:
     folds: Folds
     tokens: int
     cells: int
+    watched: frozenset[str] = frozenset()
 
     def specs(self, fold: int, part: int) -> tuple[HeadSpec, ...]:
         """Return the head."""
@@ -110,9 +113,9 @@ class GeneTask:
 
     def metrics(self, fold: int, part: int, arrays: Arrays) -> dict[str, float]:
         """Return figures by gene, and by token under `token/NAME`."""
-        found = self._scored(fold, part, arrays)
+        found = self._scored(fold, part, arrays, areas=not AREA_FIGURES.isdisjoint(self.watched))
         if not found.tokens:
-            return {}
+            return dict.fromkeys(self.watched.intersection(self.metric_names()), math.nan)
         return {**found.per_gene.values, **{f"token/{name}": value for name, value in found.per_token.items()}}
 
     def metric_names(self) -> list[str]:
@@ -136,11 +139,12 @@ class GeneTask:
             "named_again": self.labels.repeated,
         }
 
-    def _scored(self, fold: int, part: int, arrays: Arrays) -> GeneMetrics:
+    def _scored(self, fold: int, part: int, arrays: Arrays, *, areas: bool = True) -> GeneMetrics:
         chosen = np.flatnonzero(self._chosen(fold, part))
         names = [self.labels.genes[g] for g in chosen.tolist()]
         sums, labels = GeneSums(arrays["probability"], arrays["given"]), self.labels
-        return gene_metrics(sums, names, labels.token_g[chosen], labels.code_g[chosen], labels.classes)
+        token_g, code_g = labels.token_g[chosen], labels.code_g[chosen]
+        return gene_metrics(sums, names, token_g, code_g, labels.classes, areas=areas)
 
     def _chosen(self, fold: int, part: int) -> NDArray[np.bool_]:
         own = self.folds.part_kn[fold]

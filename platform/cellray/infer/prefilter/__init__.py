@@ -1,0 +1,1 @@
+"""Genome-wide screens that evaluate few perturbations exactly: cheap estimates, a choice, a sample that corrects."""
