@@ -171,6 +171,11 @@ class ShiftManifest(Manifest):
     predictions: tuple[str, ...] = ()
     effect_parts: tuple[PartRecord, ...] = ()
 
+    @property
+    def all_parts(self) -> tuple[PartRecord, ...]:
+        """Parts of shifts, and of gene effects."""
+        return (*self.parts, *self.effect_parts)
+
 
 class StatisticsManifest(Manifest):
     """Manifest of the statistics of a screen. Its parts are the tables in parquet.

@@ -5,7 +5,7 @@ Knows the model and token rows. Where the work comes from it does not know.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,7 @@ from cellray.data.parts import PartWriter, Unit, make_part
 from cellray.infer.answers import HeadAnswers, cell_heads, prediction_names
 from cellray.infer.cutting import chunks, groups
 from cellray.infer.design import Design
+from cellray.infer.effect_parts import effect_unit
 from cellray.infer.noise import precise, rounding_noise
 from cellray.infer.perturbed import Measures, Perturber
 from cellray.infer.replicas import Replica
@@ -27,7 +28,6 @@ from cellray.model.checkpoint import ModelDirectory
 from cellray.model.encoder import load_encoder
 from cellray.model.pooling import is_gene_token
 from cellray.perturbation import ABSENT, Copies, make_edit, perturb_cell, places
-from cellray.schema import request_digest
 from cellray.shift_schema import COMPUTED_AGAIN, EFFECTS, LARGEST_NOISE, effect_schema, shift_schema
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -52,11 +52,6 @@ class ScreenOptions:
     chosen_n: NDArray[np.bool_]
     states: Mapping[str, NDArray[np.float32]]
     obs_columns: tuple[str, ...]
-
-
-def effect_unit(unit: Unit) -> Unit:
-    """Return the unit of the gene effects that go with a unit of shifts."""
-    return replace(unit, key=request_digest(effects_of=unit.key))
 
 
 @dataclass(frozen=True)
