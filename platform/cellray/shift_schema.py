@@ -10,6 +10,7 @@ from cellray.schema import CELL_ID, Manifest, Parent, PartRecord, Record
 
 COMPUTED_AGAIN = "copies computed again in higher precision"
 LARGEST_NOISE = ("largest noise of a similarity x 1e9", "largest noise of a shift x 1e9")
+UNPERTURBED = "distance from 1 of an unperturbed copy x 1e9"
 """Names under which a part of a screen counts how much of its measures is rounding."""
 EFFECTS = "effects"
 """Folder of the parts with gene effects, below the directory of a screen."""

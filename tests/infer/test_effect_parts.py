@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from cellray import storage
@@ -58,3 +59,16 @@ def test_effects_that_vanish_meanwhile_are_told(config: ScreenConfig) -> None:
     unit = Unit("k" * 64, "u", "v", 0, 0, 1)
     with pytest.raises(InputError, match="must have its gene effects; found none, or no whole record of them"):
         effect_part(unit, config.output)
+
+
+def test_effects_of_many_copies_share_a_row_group(config: ScreenConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(output: str) -> list[pq.ParquetFile]:
+        return [pq.ParquetFile(path) for path in sorted((Path(output) / "effects" / "shards").iterdir())]
+
+    monkeypatch.setattr("cellray.infer.screen_worker._EFFECTS_AT_ONCE", 1)
+    apart = config.model_copy(update={"output": config.output + "-apart"})
+    screen(apart)
+    together, single = read(config.output), read(apart.output)
+    assert {file.num_row_groups for file in together} == {1}
+    assert max(file.num_row_groups for file in single) > 1
+    assert [file.read() for file in together] == [file.read() for file in single]
