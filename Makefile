@@ -45,6 +45,7 @@ bench: setup
 	$(BIN)/python -m tests.benchmarks.prefilter $(wildcard ../shared/data)
 	$(BIN)/python -m tests.benchmarks.training_step
 	$(BIN)/python -W ignore -m tests.benchmarks.perturbation
+	$(BIN)/python -W ignore -m tests.benchmarks.screen_memory
 	$(BIN)/python -m tests.benchmarks.gpu_training
 	$(BIN)/python -W ignore -m tests.benchmarks.streaming
 	$(BIN)/python -W ignore -m tests.benchmarks.serving

@@ -259,6 +259,11 @@ class Manifest(Record):
         return sum(part.rows for part in self.parts)
 
     @property
+    def all_parts(self) -> tuple[PartRecord, ...]:
+        """Every part that a finished artefact holds."""
+        return self.parts
+
+    @property
     def digest(self) -> str:
         """SHA-256 of the manifest's content, the name of this artefact in lineage."""
         return storage.sha256_bytes(self.to_json())

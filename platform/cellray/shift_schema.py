@@ -10,6 +10,7 @@ from cellray.schema import CELL_ID, Manifest, Parent, PartRecord, Record
 
 COMPUTED_AGAIN = "copies computed again in higher precision"
 LARGEST_NOISE = ("largest noise of a similarity x 1e9", "largest noise of a shift x 1e9")
+UNPERTURBED = "distance from 1 of an unperturbed copy x 1e9"
 """Names under which a part of a screen counts how much of its measures is rounding."""
 EFFECTS = "effects"
 """Folder of the parts with gene effects, below the directory of a screen."""
@@ -170,6 +171,11 @@ class ShiftManifest(Manifest):
     lacking: Lacking | None = None
     predictions: tuple[str, ...] = ()
     effect_parts: tuple[PartRecord, ...] = ()
+
+    @property
+    def all_parts(self) -> tuple[PartRecord, ...]:
+        """Parts of shifts, and of gene effects."""
+        return (*self.parts, *self.effect_parts)
 
 
 class StatisticsManifest(Manifest):

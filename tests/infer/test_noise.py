@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from cellray.infer.noise import COPIES, precise, rounding_noise
+from cellray.infer.noise import COPIES, in_float64, rounding_noise, unperturbed_distance
 from cellray.infer.perturbed import Perturber
 from cellray.model.block_attention import in_precision
 from cellray.model.encoder import CellEncoder
 from cellray.model.masked_lm import new_masked_lm
-from cellray.perturbation import Delete, perturb_cell
+from cellray.perturbation import Delete, make_edit, perturb_cell
 from cellray.vocabulary import GeneVocabulary
 
 
@@ -35,8 +35,33 @@ def test_noise_is_the_largest_difference_of_the_sample(vocabulary_v2: GeneVocabu
     assert noise.copies == COPIES
     assert noise.similarity == pytest.approx(np.abs(found.similarity_r - exact.similarity_r)[sample].max(), abs=2e-7)
     assert noise.shift == pytest.approx(np.abs(found.shift_rs - exact.shift_rs)[sample].max(), abs=2e-7)
-    usual = rounding_noise(perturber(encoder), precise(encoder), cells, exact)
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    with in_float64(encoder):
+        assert next(encoder.parameters()).dtype == torch.float64
+        usual = rounding_noise(perturber(encoder), encoder, cells, exact)
     assert usual.similarity < 1e-6 < noise.similarity
+    assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
+    again = perturber(encoder).measure(cells)
+    assert again.similarity_r.tobytes() == exact.similarity_r.tobytes()
+
+
+@pytest.mark.parametrize("pooling", ["cell", "cls"])
+@pytest.mark.parametrize("kind", ["delete", "overexpress"])
+def test_an_unperturbed_copy_differs_by_rounding_alone(
+    vocabulary_v2: GeneVocabulary, pooling: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = CellEncoder(new_masked_lm("tiny", vocabulary_v2, 16, 0).bert.eval(), 0)
+    genes_n = np.arange(4, 18, dtype=np.uint16)  # a full row: what is put in pushes the last gene out
+    listed = np.array([[20], [21]] if kind == "overexpress" else [[4], [9]], np.int32)
+    copies = list(perturb_cell(genes_n, listed, make_edit(kind), 14, len(vocabulary_v2)))
+    perturber = Perturber(encoder, pooling, vocabulary_v2, vocabulary_v2.layout(16), {}, 64)
+    seen: list[int] = []
+    hidden = Perturber._hidden
+    monkeypatch.setattr(Perturber, "_hidden", lambda self, ids: (seen.append(len(ids)), hidden(self, ids))[1])
+    assert unperturbed_distance(perturber, genes_n, copies) < 1e-6
+    assert seen == [1, 3]  # the reference, then all three rows at once
+    in_precision(encoder.bert, torch.bfloat16)
+    assert unperturbed_distance(perturber, genes_n, copies) < 0.02
 
 
 def test_no_copies_no_noise(vocabulary: GeneVocabulary) -> None:

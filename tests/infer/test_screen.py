@@ -125,6 +125,7 @@ def test_tables_are_the_same_to_the_last_bit(
     counts = manifest.parts[0].counts
     assert counts["copies computed again in higher precision"] == 4
     assert counts["largest noise of a similarity x 1e9"] < 1e-5 * 1e9
+    assert counts["distance from 1 of an unperturbed copy x 1e9"] < 1e-5 * 1e9
 
 
 def test_pairs_and_effects_in_pieces(config_of: Callable[..., ScreenConfig]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import TypeVar
 
@@ -37,7 +38,7 @@ def finished(output: str, request: str, manifest_class: type[ManifestT]) -> Mani
             f"another {manifest_class.model_fields['artefact'].default} (other input, options or vocabulary)",
             fix,
         )
-    missing = [part.path for part in manifest.parts if not storage.exists(part.uri_in(output))]
+    missing = [part.path for part in manifest.all_parts if not storage.exists(part.uri_in(output))]
     if missing:
         raise InputError(output, "a finished result must hold all its parts", f"{listing(missing, 3)} missing", fix)
     logger.info("%s is complete already: nothing to do", output)
@@ -67,16 +68,17 @@ def claim(output: str, request: str) -> None:
         )
 
 
-def publish_manifest(output: str, manifest: Manifest) -> None:
-    """Publish the manifest, once, and clear away what killed workers left.
+def publish_manifest(output: str, manifest: Manifest, below: Iterable[str] = ()) -> None:
+    """Publish the manifest, once, and clear away what killed workers left, in folders `below` that hold parts, too.
 
     Raises
     ------
     InputError
         Another run published a different one meanwhile.
     """
-    for folder in (storage.join(output, PARTS), storage.join(output, RECORDS), output):
-        storage.sweep(folder)
+    for place in (output, *(storage.join(output, folder) for folder in below)):
+        for swept in (storage.join(place, PARTS), storage.join(place, RECORDS), place):
+            storage.sweep(swept)
     uri = storage.join(output, MANIFEST)
     try:
         if storage.exists(uri):  # an object store takes equal bytes twice without a word

@@ -26,6 +26,9 @@ _CHECKS_AT_ONCE = 16
 Results = tuple[PartRecord | InputError, ...]
 """Each unit's record, or what was wrong with its input, in the units' order."""
 
+Find = Callable[[Unit, str], PartRecord | None]
+"""Returns the record of a unit that an earlier run did, given the artefact's directory; see `find_part`."""
+
 
 @dataclass(frozen=True)
 class ActorPool:
@@ -80,10 +83,12 @@ def run_units_on_actors(
     make_worker: Callable[[], Worker],
     pool: ActorPool,
     measure: Measure = CELLS,
+    find: Find = find_part,
 ) -> Results:
     """Do all units on Ray Data's actors, each of which makes one worker and keeps it; see `run_units`.
 
-    With a pool of no actors one worker does them here.
+    With a pool of no actors one worker does them here. `find` tells which units are done, for a stage whose units
+    publish more than their part.
     """
 
     def here(todo: Sequence[Unit]) -> Iterable[tuple[Unit, PartRecord | InputError]]:
@@ -109,7 +114,7 @@ def run_units_on_actors(
             result = InputError(*json.loads(error)) if error else PartRecord.model_validate_json(row["record"])
             yield Unit(**json.loads(row["unit"])), result
 
-    return _run(stage, output, units, do if pool.most else here, measure)
+    return _run(stage, output, units, do if pool.most else here, measure, find)
 
 
 class _UnitActor:
@@ -132,10 +137,11 @@ def _run(
     units: Sequence[Unit],
     do: Callable[[Sequence[Unit]], Iterable[tuple[Unit, PartRecord | InputError]]],
     measure: Measure = CELLS,
+    find: Find = find_part,
 ) -> Results:
     """Find the parts that are there, do the others."""
     with ThreadPoolExecutor(_CHECKS_AT_ONCE) as threads:
-        found = list(threads.map(lambda unit: find_part(unit, output), units))
+        found = list(threads.map(lambda unit: find(unit, output), units))
     results: dict[str, PartRecord | InputError] = {record.path: record for record in found if record is not None}
     todo = [unit for unit in units if unit.path not in results]
     if results:

@@ -1,7 +1,7 @@
-"""How much of a measure is rounding: a few perturbed copies, computed once more in the next higher precision."""
+"""How much of a measure is rounding: a few copies computed again in the next higher precision, and one unperturbed."""
 
-from collections.abc import Sequence
-from copy import deepcopy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,6 +14,10 @@ from cellray.perturbation import Copies
 
 COPIES = 4
 """Copies that are computed again, of those that are handed over."""
+_BESIDE = 7
+"""Perturbed copies that are computed together with an unperturbed one."""
+_NUMBER = -1
+"""Of the unperturbed copy; no perturbation bears it."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +37,14 @@ class Noise:
     shift: float
 
 
-def precise(encoder: CellEncoder) -> CellEncoder:
-    """Return a copy of a float32 encoder in float64."""
-    return deepcopy(encoder).to(torch.float64)
+@contextmanager
+def in_float64(encoder: CellEncoder) -> Iterator[None]:
+    """Let a float32 encoder compute in float64 meanwhile; no bit of its weights changes, and none is held twice."""
+    encoder.to(torch.float64)
+    try:
+        yield
+    finally:
+        encoder.to(torch.float32)
 
 
 def rounding_noise(
@@ -67,6 +76,24 @@ def rounding_noise(
         similarity = max(similarity, float(np.abs(np.nan_to_num(again.similarity_r[0] - found.similarity_r[row]))))
         shift = max(shift, float(np.abs(again.shift_rs[0] - found.shift_rs[row]).max(initial=0)))
     return Noise(len(rows), similarity, shift)
+
+
+def unperturbed_distance(perturber: Perturber, genes_n: NDArray[np.uint16], copies: Sequence[Copies]) -> float:
+    """Return how far from 1 the similarity of an unperturbed copy is, computed together with perturbed ones.
+
+    Exact arithmetic gives 0. Its batch has another shape than the one in which the unperturbed row was embedded.
+
+    Parameters
+    ----------
+    genes_n, copies
+        A cell and its copies; the first few are computed beside.
+    """
+    first = copies[0]
+    beside = Copies(*(each[:_BESIDE] for each in (first.numbers_p, first.tokens_pm, first.sources_pm)), first.reference)
+    own_n = genes_n[: first.reference]
+    same = Copies(np.array([_NUMBER]), own_n[None], np.arange(len(own_n), dtype=np.int32)[None], first.reference)
+    found = replace(perturber, effects=False).measure([(genes_n, [same, beside])])
+    return float(np.abs(1 - found.similarity_r[found.number_r == _NUMBER])[0])
 
 
 def _only(copies: Sequence[Copies], number: int) -> list[Copies]:

@@ -14,7 +14,7 @@ from cellray.data.corpora.corpus import read_rows
 from cellray.errors import InputError, listing
 from cellray.prefilter_schema import PrefilterManifest
 from cellray.schema import MANIFEST, RECORDS, PartRecord
-from cellray.shift_schema import COMPUTED_AGAIN, LARGEST_NOISE, NOTE, Lacking, ScreenNote, ShiftManifest
+from cellray.shift_schema import COMPUTED_AGAIN, LARGEST_NOISE, NOTE, UNPERTURBED, Lacking, ScreenNote, ShiftManifest
 
 DOES_NOT_APPLY = "perturbations that do not apply to a cell"
 
@@ -138,6 +138,7 @@ def told_counts(manifest: ShiftManifest | PrefilterManifest) -> list[str]:
     for part in manifest.parts:
         counts.update(part.counts)
     noise = [max((part.counts.get(name, 0) for part in manifest.parts), default=0) / 1e9 for name in LARGEST_NOISE]
+    same = [part.counts[UNPERTURBED] / 1e9 for part in manifest.parts if UNPERTURBED in part.counts]
     skipped = [f"{number:,} cells {reason}" for reason, number in manifest.skipped.items() if number]
     lacking = manifest.lacking if isinstance(manifest, ShiftManifest) else None
     return [
@@ -146,6 +147,7 @@ def told_counts(manifest: ShiftManifest | PrefilterManifest) -> list[str]:
         f"{counts[COMPUTED_AGAIN]:,} copies computed again in higher precision:"
         f" similarities differ by up to {noise[0]:.1e},"
         f" shifts by up to {noise[1]:.1e}",
+        *([f"similarities of unperturbed copies differ from 1 by up to {max(same):.1e}"] if same else []),
     ]
 
 

@@ -21,11 +21,12 @@ from cellray.data.units import require_records, run_units_on_actors
 from cellray.errors import InputError, listing
 from cellray.infer.answers import cell_heads, prediction_names
 from cellray.infer.design import ALL_GENES, Design, make_design, read_design
+from cellray.infer.effect_parts import effect_part, find_with_effects
 from cellray.infer.lacking import find_lacking
 from cellray.infer.prefilter.options import check_prefilter, prefiltered_plan
 from cellray.infer.replicas import ReplicaConfig, open_pair
 from cellray.infer.screen_plan import ScreenPlan, corpus_lengths, make_plan
-from cellray.infer.screen_worker import ScreenOptions, ScreenWorker, effect_unit
+from cellray.infer.screen_worker import ScreenOptions, ScreenWorker
 from cellray.infer.states import read_states, state_embeddings
 from cellray.model.checkpoint import ModelDirectory
 from cellray.model.encoder import check_layer, load_encoder
@@ -150,10 +151,13 @@ def screen(config: ScreenConfig) -> ShiftManifest | PrefilterManifest | ScreenPl
     load_encoder(model, config.layer)  # weights that do not fit fail before actors start
     options = _options(config, corpus, model, reference, design, plan)
     measure = Measure("perturbations", lambda unit: plan.work[unit.key])
-    results = run_units_on_actors("perturb", output, plan.units, lambda: ScreenWorker(options), config.pool, measure)
+    find = find_with_effects if config.effects else find_part
+    results = run_units_on_actors(
+        "perturb", output, plan.units, lambda: ScreenWorker(options), config.pool, measure, find
+    )
     parts = require_records(results)
     manifest = _manifest(config, corpus, model, reference, design, plan, parts, request)
-    publish_manifest(output, manifest)
+    publish_manifest(output, manifest, (EFFECTS,) if config.effects else ())
     return manifest
 
 
@@ -285,7 +289,6 @@ def _manifest(
     request: str,
 ) -> ShiftManifest:
     output = storage.absolute(config.output)
-    effects = (find_part(effect_unit(unit), storage.join(output, EFFECTS)) for unit in plan.units)
     asked = config.model_dump(mode="json", include={"genes", "together", "pairs", "anchor", "quartiles", "precision"})
     return ShiftManifest(
         request=request,
@@ -304,9 +307,5 @@ def _manifest(
         skipped=plan.skipped,
         lacking=find_lacking(corpus, design, plan.chosen_n),
         predictions=prediction_names(cell_heads(model)) if config.probabilities else (),
-        effect_parts=tuple(
-            part.model_copy(update={"path": storage.join(EFFECTS, part.path)}) for part in effects if part is not None
-        )
-        if config.effects
-        else (),
+        effect_parts=tuple(effect_part(unit, output) for unit in plan.units) if config.effects else (),
     )

@@ -3,9 +3,10 @@
 Knows the model and token rows. Where the work comes from it does not know.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +19,8 @@ from cellray.data.parts import PartWriter, Unit, make_part
 from cellray.infer.answers import HeadAnswers, cell_heads, prediction_names
 from cellray.infer.cutting import chunks, groups
 from cellray.infer.design import Design
-from cellray.infer.noise import precise, rounding_noise
+from cellray.infer.effect_parts import effect_unit
+from cellray.infer.noise import in_float64, rounding_noise, unperturbed_distance
 from cellray.infer.perturbed import Measures, Perturber
 from cellray.infer.replicas import Replica
 from cellray.model.annotator_directory import load_annotator
@@ -27,8 +29,10 @@ from cellray.model.checkpoint import ModelDirectory
 from cellray.model.encoder import load_encoder
 from cellray.model.pooling import is_gene_token
 from cellray.perturbation import ABSENT, Copies, make_edit, perturb_cell, places
-from cellray.schema import request_digest
-from cellray.shift_schema import COMPUTED_AGAIN, EFFECTS, LARGEST_NOISE, effect_schema, shift_schema
+from cellray.shift_schema import COMPUTED_AGAIN, EFFECTS, LARGEST_NOISE, UNPERTURBED, effect_schema, shift_schema
+
+_EFFECTS_AT_ONCE = 100_000
+"""Rows of gene effects of a row group, about: one for each copy is slow to write and three times as large."""
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -52,11 +56,6 @@ class ScreenOptions:
     chosen_n: NDArray[np.bool_]
     states: Mapping[str, NDArray[np.float32]]
     obs_columns: tuple[str, ...]
-
-
-def effect_unit(unit: Unit) -> Unit:
-    """Return the unit of the gene effects that go with a unit of shifts."""
-    return replace(unit, key=request_digest(effects_of=unit.key))
 
 
 @dataclass(frozen=True)
@@ -125,8 +124,8 @@ class ScreenWorker:
             part.counts["copies"] += len(found.cell_r)
             tables.append(self._shift_table(table, cells, found, titles, told))
             if effects is not None:
-                for piece in self._effect_tables(table, cells, found, titles):
-                    effects.write(piece)
+                for whole in _gathered(self._effect_tables(table, cells, found, titles)):
+                    effects.write(whole)
         if tables:
             part.write(pa.concat_tables(tables))
 
@@ -134,11 +133,12 @@ class ScreenWorker:
         self, cells: Sequence[tuple[NDArray[np.uint16], Sequence[Copies]]], found: Measures, part: PartWriter
     ) -> None:
         """Count how much of the measures is rounding, by some copies of a unit's first group."""
-        higher = precise(self._float32) if self._options.precision == "float32" else self._float32
-        noise = rounding_noise(self._perturber, higher, cells, found)
+        with in_float64(self._float32) if self._options.precision == "float32" else nullcontext():
+            noise = rounding_noise(self._perturber, self._float32, cells, found)
         part.counts[COMPUTED_AGAIN] = noise.copies
         for name, largest in zip(LARGEST_NOISE, (noise.similarity, noise.shift), strict=True):
             part.counts[name] = round(1e9 * largest)
+        part.counts[UNPERTURBED] = round(1e9 * unperturbed_distance(self._perturber, *cells[0]))
 
     def _groups(self, unit: Unit, table: pa.Table, part: PartWriter) -> Iterator[list[_Cell]]:
         """Yield the chosen cells with their copies, a group at a time; see `cellray.infer.cutting`."""
@@ -226,3 +226,17 @@ class ScreenWorker:
                 pa.array(cosine_m),
             ]
             yield pa.table(columns, schema=effect_schema())
+
+
+def _gathered(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Put tables together, up to as many rows as make a good row group."""
+    held: list[pa.Table] = []
+    rows = 0
+    for table in tables:
+        held.append(table)
+        rows += table.num_rows
+        if rows >= _EFFECTS_AT_ONCE:
+            yield pa.concat_tables(held)
+            held, rows = [], 0
+    if held:
+        yield pa.concat_tables(held)

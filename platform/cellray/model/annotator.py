@@ -14,6 +14,7 @@ from cellray.model.encoder import first_hidden_states, hidden_states
 from cellray.model.head_pooling import make_head_pooling
 from cellray.model.heads import HeadSpec, check_heads
 from cellray.model.pooling import is_gene_token
+from cellray.model.threads import steady_sums
 from cellray.vocabulary import PAD, GeneVocabulary
 
 _INITIAL_STD = 0.02  # BERT's own
@@ -131,7 +132,8 @@ class AnnotatedEncoder(nn.Module):
         """
         wanted = [spec for spec in self.specs if names is None or spec.name in names]
         states = self._states(input_ids_nl, {spec.level for spec in wanted})
-        with torch.autocast(input_ids_nl.device.type, enabled=False):  # heads compute in float32
+        no_autocast = torch.autocast(input_ids_nl.device.type, enabled=False)  # heads compute in float32
+        with no_autocast, steady_sums(len(input_ids_nl)):
             dropped = {level: self.dropout(state) for level, state in states.items()}
             logits = {spec.name: self.heads[spec.name](dropped[spec.level]) for spec in wanted}
         return {spec.name: logits[spec.name] if spec.classes else logits[spec.name].squeeze(-1) for spec in wanted}

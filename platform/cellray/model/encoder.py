@@ -14,6 +14,7 @@ from transformers import BertConfig, BertModel
 
 from cellray.errors import InputError, listing
 from cellray.model.checkpoint import CONFIG, WEIGHTS, ModelDirectory
+from cellray.model.threads import steady_sums
 
 
 class CellEncoder(nn.Module):
@@ -62,7 +63,8 @@ def hidden_states(bert: BertModel, input_ids_nl: Tensor, pad_id: int) -> Tensor:
     """Return the last hidden states of padded token rows; see `CellEncoder.forward`."""
     present_nl = input_ids_nl != pad_id
     mask_nl = None if bool(present_nl.all()) else present_nl
-    hidden_nld: Tensor = bert(input_ids=input_ids_nl, attention_mask=mask_nl).last_hidden_state
+    with steady_sums(input_ids_nl.numel()):
+        hidden_nld: Tensor = bert(input_ids=input_ids_nl, attention_mask=mask_nl).last_hidden_state
     return hidden_nld
 
 
@@ -77,27 +79,33 @@ def first_hidden_states(bert: BertModel, input_ids_nl: Tensor, pad_id: int) -> T
         return hidden_states(bert, input_ids_nl, pad_id)[:, 0]
     present_nl = input_ids_nl != pad_id
     mask = None if bool(present_nl.all()) else present_nl[:, None, None, :]  # over heads and queries
-    hidden_nld: Tensor = bert.embeddings(input_ids=input_ids_nl)
-    if not len(bert.encoder.layer):
-        return hidden_nld[:, 0]
+    with steady_sums(input_ids_nl.numel()):
+        hidden_nld: Tensor = bert.embeddings(input_ids=input_ids_nl)
+        for layer in bert.encoder.layer[:-1]:
+            hidden_nld = layer(hidden_nld, mask)
+        return _first_of_last(bert, hidden_nld, mask) if len(bert.encoder.layer) else hidden_nld[:, 0]
+
+
+def _first_of_last(bert: BertModel, hidden_nld: Tensor, mask: Tensor | None) -> Tensor:
+    """Return what the last layer makes of each row's first token. Shape (cells, hidden)."""
     last: Any = bert.encoder.layer[-1]
-    for layer in bert.encoder.layer[:-1]:
-        hidden_nld = layer(hidden_nld, mask)
     attention, own = last.attention.self, hidden_nld[:, :1]
 
     def split(linear: nn.Module, states_nld: Tensor) -> Tensor:
         split_nlhd = linear(states_nld).unflatten(-1, (attention.num_attention_heads, attention.attention_head_size))
         return split_nlhd.transpose(1, 2)  # type: ignore[no-any-return]
 
-    context_nhld = nn.functional.scaled_dot_product_attention(
-        split(attention.query, own),
-        split(attention.key, hidden_nld),
-        split(attention.value, hidden_nld),
-        attn_mask=mask,
-        dropout_p=attention.dropout.p if bert.training else 0.0,
-    )
-    attended_nld = last.attention.output(context_nhld.transpose(1, 2).flatten(2), own)
-    return last.feed_forward_chunk(attended_nld)[:, 0]  # type: ignore[no-any-return]
+    key_nhld, value_nhld = split(attention.key, hidden_nld), split(attention.value, hidden_nld)
+    with steady_sums():
+        context_nhld = nn.functional.scaled_dot_product_attention(
+            split(attention.query, own),
+            key_nhld,
+            value_nhld,
+            attn_mask=mask,
+            dropout_p=attention.dropout.p if bert.training else 0.0,
+        )
+        attended_nld = last.attention.output(context_nhld.transpose(1, 2).flatten(2), own)
+        return last.feed_forward_chunk(attended_nld)[:, 0]  # type: ignore[no-any-return]
 
 
 def _is_plain(layer: Any) -> bool:  # noqa: ANN401  # a transformers layer
