@@ -89,7 +89,8 @@ def unperturbed_distance(perturber: Perturber, genes_n: NDArray[np.uint16], copi
         A cell and its copies; the first few are computed beside.
     """
     first = copies[0]
-    beside = Copies(*(each[:_BESIDE] for each in (first.numbers_p, first.tokens_pm, first.sources_pm)), first.reference)
+    few = slice(_BESIDE)
+    beside = Copies(first.numbers_p[few], first.tokens_pm[few], first.sources_pm[few], first.reference)
     own_n = genes_n[: first.reference]
     same = Copies(np.array([_NUMBER]), own_n[None], np.arange(len(own_n), dtype=np.int32)[None], first.reference)
     found = replace(perturber, effects=False).measure([(genes_n, [same, beside])])
