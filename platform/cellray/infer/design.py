@@ -132,7 +132,9 @@ def make_design(
     return _listed(vocabulary, [[token] for token in listed])
 
 
-def read_design(vocabulary: GeneVocabulary, uri: str, symbols: Symbols | None = None) -> Design:
+def read_design(
+    vocabulary: GeneVocabulary, uri: str, symbols: Symbols | None = None, *, ordered: bool = True
+) -> Design:
     """Return the design of a file.
 
     Parameters
@@ -141,11 +143,14 @@ def read_design(vocabulary: GeneVocabulary, uri: str, symbols: Symbols | None = 
         `.toml`: name = [genes]; `.csv`: columns `name` and `genes`, the latter joined by `|`.
     symbols
         More names than the vocabulary has.
+    ordered
+        Whether the order of a set's genes matters to the edit; see `cellray.perturbation.Edit`.
 
     Raises
     ------
     InputError
-        The file is not of this kind, or a gene is unknown, ambiguous or listed twice.
+        The file is not of this kind or names nothing, a gene is unknown, ambiguous or listed twice, or two names mean
+        the same edit: its cells would count twice in the statistics.
     """
     fix = "Write a TOML of name = [genes], or a CSV with the columns name and genes (joined by |)."
     try:
@@ -155,8 +160,20 @@ def read_design(vocabulary: GeneVocabulary, uri: str, symbols: Symbols | None = 
         raise InputError(uri, "--perturbations names a file", "no such file", "Check the path.") from None
     except (ValueError, tomllib.TOMLDecodeError) as error:
         raise InputError(uri, "--perturbations names a table of genes", str(error), fix) from None
-    lists = [tokens_of(vocabulary, genes, f"{uri}, {name}", symbols) for name, genes in table.items()]
-    return _listed(vocabulary, lists, tuple(table))
+    if not table:
+        raise InputError(uri, "--perturbations names perturbations", "none", fix)
+    lists = {name: tokens_of(vocabulary, genes, f"{uri}, {name}", symbols) for name, genes in table.items()}
+    _refuse_equal(uri, lists, ordered=ordered)
+    return _listed(vocabulary, list(lists.values()), tuple(lists))
+
+
+def _refuse_equal(uri: str, lists: Mapping[str, Sequence[int]], *, ordered: bool) -> None:
+    first_with: dict[tuple[int, ...], str] = {}
+    for name, tokens in lists.items():
+        other = first_with.setdefault(tuple(tokens if ordered else sorted(tokens)), name)
+        if other != name:
+            rule = "every name must mean another edit" + ("" if ordered else ", whatever the order of its genes")
+            raise InputError(uri, rule, f"{other!r} and {name!r} list the same genes", "Leave one of them out.")
 
 
 def _read_csv(text: str) -> dict[str, list[str]]:
@@ -165,9 +182,14 @@ def _read_csv(text: str) -> dict[str, list[str]]:
         raise ValueError(f"no columns 'name' and 'genes'; there are {listing(rows.fieldnames or ())}")
     table: dict[str, list[str]] = {}
     for row in rows:
-        if row["name"] in table:
-            raise ValueError(f"{row['name']!r} stands there twice")
-        table[row["name"]] = [gene.strip() for gene in row["genes"].split("|") if gene.strip()]
+        name, genes = row["name"], row["genes"]
+        if not name or genes is None:
+            raise ValueError(f"line {rows.line_num} lacks its {'genes' if name else 'name'}")
+        if None in row:  # what stands beyond the last column
+            raise ValueError(f"line {rows.line_num} has more values than there are columns: {listing(row[None])}")
+        if name in table:
+            raise ValueError(f"{name!r} stands there twice")
+        table[name] = [gene.strip() for gene in genes.split("|") if gene.strip()]
     return table
 
 

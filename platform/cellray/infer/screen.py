@@ -194,7 +194,8 @@ def open_design(config: ScreenConfig, corpus: Corpus) -> Design:
     """
     symbols = None if config.gene_names is None else read_symbols(config.gene_names)
     if config.perturbations is not None:
-        return read_design(corpus.vocabulary, config.perturbations, symbols)
+        ordered = make_edit(config.kind, config.quartiles).ordered
+        return read_design(corpus.vocabulary, config.perturbations, symbols, ordered=ordered)
     return make_design(
         corpus.vocabulary,
         config.genes,
