@@ -165,7 +165,11 @@ def test_an_obs_column_may_not_hide_a_measure(vocabulary: GeneVocabulary, tmp_pa
 
 def test_cells_that_lack_a_gene_or_are_too_short(vocabulary: GeneVocabulary, tmp_path: Path) -> None:
     """Groups are deleted where all genes are there and something is left; what does not apply is counted and named."""
-    corpus, model = corpus_in(tmp_path, vocabulary), model_in(tmp_path, vocabulary)
+    adata = cells_of()
+    counts = adata.X.toarray()
+    counts[3], counts[[3, 7], :3] = 0, 500  # all that cell 3 has another one has, too
+    adata.X = type(adata.X)(counts)
+    corpus, model = corpus_in(tmp_path, vocabulary, adata), model_in(tmp_path, vocabulary)
     cells = {row["cell_id"]: set(row["input_ids"]) for row in rows_of(corpus)}  # type: ignore[call-overload]
     shortest = min(cells, key=lambda name: len(cells[name]))
     genes = [vocabulary.gene_of_token[token] for token in sorted(cells[shortest])]
@@ -176,6 +180,7 @@ def test_cells_that_lack_a_gene_or_are_too_short(vocabulary: GeneVocabulary, tmp
     assert manifest.lacking.cells == len(manifest.lacking.named) < len(cells)
     assert manifest.lacking.genes == {g: n for g in genes if (n := sum(g in found for found in lacks.values()))}
     perturbed = {name for name, lacking in lacks.items() if not lacking and len(cells[name]) > len(genes)}
+    assert "cell7" in perturbed
     assert set(table["cell_id"]) == perturbed  # the shortest cell has nothing left
     counted = sum(part.counts.get("perturbations that do not apply to a cell", 0) for part in manifest.parts)
     assert counted == len(cells) - len(perturbed)
@@ -191,9 +196,27 @@ def test_cells_that_lack_a_gene_or_are_too_short(vocabulary: GeneVocabulary, tmp
 def test_names_are_bounded(vocabulary: GeneVocabulary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cellray.infer.lacking.MOST_NAMED", 3)
     corpus, model = corpus_in(tmp_path, vocabulary), model_in(tmp_path, vocabulary)
-    manifest, _ = screened(corpus, model, tmp_path / "s", genes=tuple(GENES[:30]), together=True)
+    manifest, _ = screened(corpus, model, tmp_path / "s", genes=tuple(GENES[:16]), together=True, kind="overexpress")
     assert manifest.lacking is not None
     assert (manifest.lacking.cells, len(manifest.lacking.named)) == (18, 3)
+
+
+def test_screens_without_a_row_are_no_screens(vocabulary: GeneVocabulary, tmp_path: Path) -> None:
+    """A set that no cell can hold is refused before, one that no cell happens to hold after, with a reason."""
+    adata = cells_of()
+    counts = adata.X.toarray()
+    counts[:, 7] = 0
+    adata.X = type(adata.X)(counts)
+    corpus, model = corpus_in(tmp_path, vocabulary, adata), model_in(tmp_path, vocabulary)
+    with pytest.raises(InputError, match="hold 16 genes at most; found 17 that are perturbed together"):
+        screened(corpus, model, tmp_path / "long", genes=tuple(GENES[:17]), together=True, kind="overexpress")
+    with pytest.raises(InputError, match="hold 16 genes at most; found 17"):
+        screened(corpus, model, tmp_path / "anchored", anchor=tuple(GENES[:16]), kind="overexpress")
+    for _ in range(2):
+        with pytest.raises(InputError) as caught:
+            screened(corpus, model, tmp_path / "none", genes=(GENES[7], GENES[8]), together=True)
+        assert f"must apply to some cell; found none of 18; all cells lack '{GENES[7]}'" in str(caught.value)
+    assert not (tmp_path / "none" / "manifest.json").exists()
 
 
 class KilledError(Exception):

@@ -62,6 +62,11 @@ class Design:
             tokens=self.token_pk.tolist(), names=list(self.names), anchor=list(self.anchor), all=self.every_gene
         )
 
+    @property
+    def largest(self) -> int:
+        """Genes that are edited together at most."""
+        return len(self.anchor) + 1 if self.every_gene else self.token_pk.shape[1]
+
     def of_cell(
         self, genes_n: NDArray[np.uint16], first: int, stop: int
     ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:

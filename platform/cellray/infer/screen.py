@@ -127,7 +127,7 @@ def screen(config: ScreenConfig) -> ShiftManifest | PrefilterManifest | ScreenPl
     """
     corpus, model, reference = open_pair(config)
     design = open_design(config, corpus)
-    _check(config, corpus, model)
+    _check(config, corpus, model, design)
     plan = make_plan(config, corpus, model, design)
     if not config.exact:
         return _prefiltered(config, corpus, model, reference, design, plan)
@@ -152,9 +152,19 @@ def screen(config: ScreenConfig) -> ShiftManifest | PrefilterManifest | ScreenPl
     measure = Measure("perturbations", lambda unit: plan.work[unit.key])
     results = run_units_on_actors("perturb", output, plan.units, lambda: ScreenWorker(options), config.pool, measure)
     parts = require_records(results)
+    if not any(part.rows for part in parts):
+        rule, fix = "some perturbation must apply to some cell", "Choose genes that the cells have, or other cells."
+        raise InputError(corpus.uri, rule, f"none of {plan.copies:,}{_lacked(corpus, design, plan)}", fix)
     manifest = _manifest(config, corpus, model, reference, design, plan, parts, request)
     publish_manifest(output, manifest)
     return manifest
+
+
+def _lacked(corpus: Corpus, design: Design, plan: ScreenPlan) -> str:
+    """Tell which listed genes all the chosen cells lack."""
+    lacking, cells = find_lacking(corpus, design, plan.chosen_n), int(plan.chosen_n.sum())
+    genes = [] if lacking is None else [gene for gene, number in lacking.genes.items() if number == cells]
+    return f"; all cells lack {listing(genes)}" if genes else ""
 
 
 def _prefiltered(
@@ -206,10 +216,13 @@ def open_design(config: ScreenConfig, corpus: Corpus) -> Design:
     )
 
 
-def _check(config: ScreenConfig, corpus: Corpus, model: ModelDirectory) -> None:
+def _check(config: ScreenConfig, corpus: Corpus, model: ModelDirectory, design: Design) -> None:
     make_edit(config.kind, config.quartiles)
     check_pooling(config.pooling, corpus.vocabulary)
     check_layer(model, config.layer)
+    if design.largest > (most := corpus.vocabulary.layout(corpus.manifest.encoding.input_size).max_genes):
+        rule, fix = f"cells of this corpus hold {most:,} genes at most", "List fewer genes together."
+        raise InputError("--genes", rule, f"{design.largest:,} that are perturbed together", fix)
     names = prediction_names(cell_heads(model)) if config.probabilities else ()
     own = shift_schema(config.states.names if config.states else (), (), names).names
     if taken := set(own) & set(corpus.manifest.obs_kinds):
