@@ -9,7 +9,7 @@ import pytest
 
 from cellray.data.medians.gene_tables import read_gene_names, read_symbols
 from cellray.errors import InputError
-from cellray.infer.design import Design, make_design, read_design
+from cellray.infer.design import WITH_ANCHOR, Design, make_design, read_design
 from cellray.perturbation import EDITS, NO_TOKEN, make_edit, perturb_cell
 from cellray.vocabulary import GeneVocabulary
 from tests.conftest import GENES
@@ -39,8 +39,18 @@ def test_every_gene_of_a_cell_alone_or_with_an_anchor(vocabulary: GeneVocabulary
     anchor = vocabulary.gene_of_token[7]
     design = make_design(vocabulary, ("all",), anchor=(anchor,))
     numbers, tokens = design.of_cell(cell, 0, 100)
-    assert (numbers.tolist(), tokens.tolist()) == ([9, 5, 11], [[7, 9], [7, 5], [7, 11]])
-    assert design.title(11, vocabulary) == f"{anchor}|{vocabulary.gene_of_token[11]}"
+    assert numbers.tolist() == [7, 9, 5, 11, *(WITH_ANCHOR + token for token in (9, 5, 11))]
+    assert tokens.tolist() == [[7, -1], [9, -1], [5, -1], [11, -1], [7, 9], [7, 5], [7, 11]]
+    gene = vocabulary.gene_of_token
+    titles = [design.title(int(number), vocabulary) for number in numbers[[0, 3, 6]]]
+    assert titles == [anchor, gene[11], f"{anchor}|{gene[11]}"]
+    assert design.of_cell(cell, 1, 3)[0].tolist() == [5, WITH_ANCHOR + 5]  # the anchor alone goes with rank 0
+    assert design.copies(np.array([4])).tolist() == [9]
+    assert design.copies(np.array([2]), 1).tolist() == [4]
+    two = make_design(vocabulary, ("all",), anchor=(anchor, gene[3]))
+    numbers, tokens = two.of_cell(cell, 0, 2)
+    assert tokens.tolist() == [[7, 3, -1], [9, -1, -1], [5, -1, -1], [7, 3, 9], [7, 3, 5]]
+    assert two.title(int(numbers[0]), vocabulary) == f"{anchor}|{gene[3]}"
 
 
 def test_designs_in_files(vocabulary: GeneVocabulary, tmp_path: Path) -> None:

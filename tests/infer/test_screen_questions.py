@@ -219,6 +219,39 @@ def test_screens_without_a_row_are_no_screens(vocabulary: GeneVocabulary, tmp_pa
     assert not (tmp_path / "none" / "manifest.json").exists()
 
 
+@pytest.mark.parametrize("kind", ["delete", "overexpress"])
+def test_an_anchor_with_each_other_gene_of_a_cell_can_be_analysed(
+    vocabulary: GeneVocabulary, tmp_path: Path, kind: str
+) -> None:
+    """The screen holds the anchor alone and each gene alone, as the statistics of pairs need."""
+    corpus, model = corpus_in(tmp_path, vocabulary), model_in(tmp_path, vocabulary)
+    anchor = vocabulary.gene_of_token[int(rows_of(corpus)[0]["input_ids"][3])]  # type: ignore[index]
+    options = {"kind": kind, "anchor": (anchor,), "max_perturbations": 6, "max_cells": 9}
+    _, table = screened(corpus, model, tmp_path / "s", **options)
+    assert not table.duplicated(["cell_id", "perturbation"]).any()
+    assert not table.duplicated(["cell_id", "genes"]).any()
+    _, single = screened(corpus, model, tmp_path / "plain", kind=kind, max_perturbations=6, max_cells=9)
+    both = table.merge(single, on=["cell_id", "perturbation", "genes", "rank"], suffixes=("", "_alone"))
+    assert len(both) >= len(single) - 9 * (kind == "overexpress")
+    assert np.allclose(both["similarity"], both["similarity_alone"], atol=1e-6)
+    output = str(tmp_path / "table")
+    perturbation_stats(
+        PerturbationStatsConfig(
+            shifts=str(tmp_path / "s"), mode="mixture_model", pairs=True, anchor=anchor, output=output
+        )
+    )
+    found = read_table(output).set_index("Ensembl_ID")
+    wide = table.pivot_table(index="cell_id", columns="genes", values="similarity")
+    pairs = [name for name in wide if "|" in name and wide[[anchor, *name.split("|"), name]].notna().all(axis=1).any()]
+    assert set(found.index) == {name.split("|")[1] for name in pairs}
+    for name in pairs:
+        own = wide[[anchor, name.split("|")[1], name]].dropna()
+        difference = own[name] - (own[anchor] + own[name.split("|")[1]] - 1)
+        row = found.loc[name.split("|")[1]]
+        assert (row["N_Detections"], row["Anchor_Ensembl_ID"]) == (len(own), anchor)
+        assert float(row["Combo_minus_sum_shift"]) == pytest.approx(difference.mean(), abs=1e-6)
+
+
 class KilledError(Exception):
     """Stands for a kill."""
 

@@ -26,6 +26,8 @@ from cellray.vocabulary import GeneVocabulary
 ALL_GENES = "all"
 Symbols = Mapping[str, Sequence[str]]
 """Ids of the genes that bear a symbol."""
+WITH_ANCHOR = 1 << 16
+"""Added to the number of a perturbation of every gene where an anchor is edited with it; token ids are smaller."""
 MOST_LISTED = 1_000_000
 """Most perturbations of a listed design; a panel of 1,413 genes has as many pairs."""
 
@@ -41,9 +43,12 @@ class Design:
     token_pk
         Token ids of each listed perturbation, `NO_TOKEN` at the end of shorter ones. int32.
     anchor
-        Genes edited together with each gene of a cell; only where every gene is perturbed.
+        Genes edited together with each gene of a cell; only where every gene is perturbed. The anchor and each other
+        gene are then edited alone, too: what the statistics of pairs need.
     every_gene
-        Whether every gene of a cell is perturbed on its own. A perturbation's number is then the gene's token id.
+        Whether every gene of a cell is perturbed on its own. A perturbation's number is then the gene's token id, or
+        `WITH_ANCHOR` more where the anchor is edited together with it. An anchor of several genes alone has the number
+        that its first gene would have with the anchor.
     """
 
     names: tuple[str, ...]
@@ -59,7 +64,11 @@ class Design:
     def digest(self) -> str:
         """Digest of everything that decides the perturbations."""
         return request_digest(
-            tokens=self.token_pk.tolist(), names=list(self.names), anchor=list(self.anchor), all=self.every_gene
+            tokens=self.token_pk.tolist(),
+            names=list(self.names),
+            anchor=list(self.anchor),
+            all=self.every_gene,
+            **({"alone": True} if self.anchor else {}),  # told apart from a design that had no single genes
         )
 
     @property
@@ -72,18 +81,32 @@ class Design:
     ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
         """Return the numbers of a cell's perturbations and the genes each lists, from `first` to before `stop`.
 
-        Where every gene is perturbed, these are the ranks from `first` on.
+        Where every gene is perturbed, these are the ranks from `first` on; the anchor alone goes with rank 0.
         """
         if not self.every_gene:
             return np.arange(first, min(stop, len(self))), self.token_pk[first:stop]
-        own = genes_n[first:stop].astype(np.int32)
-        own = own[~np.isin(own, self.anchor)]
-        together = np.broadcast_to(np.array(self.anchor, np.int32), (len(own), len(self.anchor)))
-        return own.astype(np.int64), np.concatenate([together, own[:, None]], axis=1)
+        own = genes_n[first:stop].astype(np.int64)
+        if not self.anchor:
+            return own, own.astype(np.int32)[:, None]
+        others = own[~np.isin(own, self.anchor)]
+        anchor_alone = [] if first else [self.anchor[0] + WITH_ANCHOR * (len(self.anchor) > 1)]
+        number_p = np.concatenate([np.array(anchor_alone, np.int64), others, WITH_ANCHOR + others])
+        return number_p, _padded([self._tokens(number) for number in number_p.tolist()], self.largest)
+
+    def _tokens(self, number: int) -> tuple[int, ...]:
+        """Return the genes of a perturbation where every gene is perturbed."""
+        anchored, token = divmod(number, WITH_ANCHOR)
+        others = () if token in self.anchor and anchored else (token,)
+        return (*self.anchor, *others) if anchored else others
+
+    def copies(self, count_n: NDArray[np.int64], first: int = 0) -> NDArray[np.int64]:
+        """Return how many perturbations `of_cell` gives at most for so many ranks, or listed ones, from `first` on."""
+        return 2 * count_n + (first == 0) if self.anchor else count_n
 
     def title(self, number: int, vocabulary: GeneVocabulary) -> str:
         """Return the genes of a perturbation, joined by `|`."""
-        tokens = [*self.anchor, number] if self.every_gene else self.token_pk[number][self.token_pk[number] != NO_TOKEN]
+        listed = () if self.every_gene else self.token_pk[number][self.token_pk[number] != NO_TOKEN]
+        tokens = self._tokens(number) if self.every_gene else listed
         return "|".join(vocabulary.gene_of_token[int(token)] for token in tokens)
 
 
@@ -249,11 +272,16 @@ def candidates(name: str, vocabulary: GeneVocabulary, symbols: Symbols) -> list[
 
 def _listed(vocabulary: GeneVocabulary, lists: Sequence[Sequence[int]], names: tuple[str, ...] = ()) -> Design:
     _check_number(len(lists))
-    width = max(map(len, lists))
+    token_pk = _padded(lists, max(map(len, lists)))
+    return Design(names or tuple("|".join(vocabulary.gene_of_token[t] for t in tokens) for tokens in lists), token_pk)
+
+
+def _padded(lists: Sequence[Sequence[int]], width: int) -> NDArray[np.int32]:
+    """Return lists as rows, `NO_TOKEN` at the end of shorter ones."""
     token_pk = np.full((len(lists), width), NO_TOKEN, np.int32)
     for row, tokens in zip(token_pk, lists, strict=True):
         row[: len(tokens)] = tokens
-    return Design(names or tuple("|".join(vocabulary.gene_of_token[t] for t in tokens) for tokens in lists), token_pk)
+    return token_pk
 
 
 def _check_number(number: int) -> None:

@@ -88,11 +88,12 @@ def make_plan(config: "ScreenConfig", corpus: Corpus, model: ModelDirectory, des
             key = schema.request_digest(unit=unit.key, first=start, stop=stop)
             units.append(replace(unit, key=key))
             ranges[key] = (first, start, stop)
-            work[key] = int(np.clip(each_n[first : first + len(own)][own] - start, 0, stop - start).sum())
+            count_n = np.clip(each_n[first : first + len(own)][own] - start, 0, stop - start)
+            work[key] = int(design.copies(count_n, start).sum())
         first += len(own)
-    copies = int(each_n[chosen_n].sum())
-    tokens = int((each_n * length_n)[chosen_n].sum())
-    return ScreenPlan(units, ranges, chosen_n, skipped, copies, tokens, together, work)
+    copies_n = design.copies(each_n[chosen_n])
+    tokens = int((copies_n * length_n[chosen_n]).sum())
+    return ScreenPlan(units, ranges, chosen_n, skipped, int(copies_n.sum()), tokens, together, work)
 
 
 def corpus_lengths(corpus: Corpus) -> NDArray[np.int64]:
