@@ -18,6 +18,7 @@ NOTE = "screen.json"
 
 PERTURBATION = "perturbation"
 GENES = "genes"
+NAME = "name"
 RANK = "rank"
 CELL_GENES = "cell_genes"
 SIMILARITY = "similarity"
@@ -43,9 +44,12 @@ def answer_columns(predictions: Iterable[str]) -> list[str]:
     return [prefix + name for name in predictions for prefix in (BEFORE_PREFIX, CHANGE_PREFIX)]
 
 
-def shift_schema(states: Iterable[str], obs: Sequence[pa.Field], predictions: Iterable[str] = ()) -> pa.Schema:
+def shift_schema(
+    states: Iterable[str], obs: Sequence[pa.Field], predictions: Iterable[str] = (), *, named: bool = False
+) -> pa.Schema:
     """Return the schema of a screen: one row for each cell and perturbation.
 
+    `name` is that of a perturbation where a file gave names, else there is no such column.
     `rank` is that of the gene in the cell before the edit, of genes perturbed together the best, `INSERTED` if the cell
     expresses none of them. `similarity` is the cosine similarity of the edited and the unedited cell, 1 = no effect.
     `shift:STATE` is the cosine similarity to the state after less that before; positive = towards the state.
@@ -57,6 +61,7 @@ def shift_schema(states: Iterable[str], obs: Sequence[pa.Field], predictions: It
             pa.field(CELL_ID, pa.string(), nullable=False),
             pa.field(PERTURBATION, pa.int32(), nullable=False),
             pa.field(GENES, pa.string(), nullable=False),
+            *([pa.field(NAME, pa.string(), nullable=False)] if named else []),
             pa.field(RANK, pa.int32(), nullable=False),
             pa.field(CELL_GENES, pa.int32(), nullable=False),
             pa.field(SIMILARITY, pa.float32(), nullable=False),

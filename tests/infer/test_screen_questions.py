@@ -14,6 +14,7 @@ from cellray.data import progress, units
 from cellray.data.parts import make_part
 from cellray.errors import InputError
 from cellray.infer.partial import PartialScreen, read_partial
+from cellray.infer.perturbation_pictures import draw_statistics
 from cellray.infer.perturbation_stats import PerturbationStatsConfig, perturbation_stats, read_table
 from cellray.infer.screen import ScreenConfig, screen
 from cellray.infer.shift_tables import ShiftTable
@@ -346,3 +347,31 @@ def test_rate_and_time_left_leave_out_what_was_there(
         "perturb: 700 of 1,000 perturbations, 10 perturbations/s, 30 s left",
         "perturb: 900 of 1,000 perturbations, 10 perturbations/s, 10 s left",
     ]
+
+
+def test_names_of_perturbations_go_into_shifts_and_statistics(vocabulary: GeneVocabulary, tmp_path: Path) -> None:
+    corpus, model = corpus_in(tmp_path, vocabulary), model_in(tmp_path, vocabulary)
+    file = tmp_path / "sets.toml"
+    file.write_text(f'"Yamanaka" = ["{GENES[1]}", "{GENES[2]}"]\nother = ["{GENES[3]}"]\nthird = ["{GENES[28]}"]\n')
+    options = {"kind": "overexpress", "perturbations": str(file), "effects": True}
+    manifest, table = screened(corpus, model, tmp_path / "s", **options)
+    assert manifest.design["named"]
+    asked = {f"{GENES[1]}|{GENES[2]}": "Yamanaka", GENES[3]: "other", GENES[28]: "third"}
+    assert table["name"].tolist() == table["genes"].map(asked).tolist()
+    for mode in ("mixture_model", "aggregate_data", "aggregate_gene_shifts"):
+        output = str(tmp_path / mode)
+        perturbation_stats(PerturbationStatsConfig(shifts=str(tmp_path / "s"), mode=mode, output=output))
+        found = read_table(output)
+        assert found["Perturbation_name"].tolist() == found["Ensembl_ID"].map(asked).tolist()
+        assert draw_statistics(output, str(tmp_path / "pictures" / mode))
+    cells = pd.read_csv(tmp_path / "aggregate_data" / "cells.csv")
+    assert set(cells["Perturbation_name"]) == set(asked.values())
+    unnamed, plain = screened(corpus, model, tmp_path / "plain", kind="overexpress", genes=(GENES[3],))
+    assert (unnamed.design["named"], "name" in plain) == (False, False)
+    clash = cells_of()
+    clash.obs["name"] = "x"
+    clash.write_h5ad(tmp_path / "clash.h5ad")
+    other = tokenized([tmp_path / "clash.h5ad"], vocabulary, tmp_path / "clash", ("name",))
+    with pytest.raises(InputError, match="may not bear a name of the shifts' own; found 'name'"):
+        screened(other, model, tmp_path / "t", **options)
+    screened(other, model, tmp_path / "u", kind="overexpress", genes=(GENES[3],))

@@ -49,12 +49,15 @@ class Design:
         Whether every gene of a cell is perturbed on its own. A perturbation's number is then the gene's token id, or
         `WITH_ANCHOR` more where the anchor is edited together with it. An anchor of several genes alone has the number
         that its first gene would have with the anchor.
+    named
+        Whether the names are the user's; else they are the genes, joined.
     """
 
     names: tuple[str, ...]
     token_pk: NDArray[np.int32]
     anchor: tuple[int, ...] = ()
     every_gene: bool = False
+    named: bool = False
 
     def __len__(self) -> int:
         """Return the number of listed perturbations."""
@@ -69,6 +72,7 @@ class Design:
             anchor=list(self.anchor),
             all=self.every_gene,
             **({"alone": True} if self.anchor else {}),  # told apart from a design that had no single genes
+            **({"named": True} if self.named else {}),
         )
 
     @property
@@ -273,7 +277,8 @@ def candidates(name: str, vocabulary: GeneVocabulary, symbols: Symbols) -> list[
 def _listed(vocabulary: GeneVocabulary, lists: Sequence[Sequence[int]], names: tuple[str, ...] = ()) -> Design:
     _check_number(len(lists))
     token_pk = _padded(lists, max(map(len, lists)))
-    return Design(names or tuple("|".join(vocabulary.gene_of_token[t] for t in tokens) for tokens in lists), token_pk)
+    genes = ("|".join(vocabulary.gene_of_token[t] for t in tokens) for tokens in lists)
+    return Design(names or tuple(genes), token_pk, named=bool(names))
 
 
 def _padded(lists: Sequence[Sequence[int]], width: int) -> NDArray[np.int32]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from cellray import plots, storage
 from cellray.infer.perturbation_stats import read_table
 from cellray.shift_schema import StatisticsManifest
+from cellray.statistics.naming import CALLED
 
 Array = NDArray[np.float64]
 ALPHA = 0.05
@@ -46,8 +47,10 @@ class Drawing:
         return np.stack([self.column(end) for end in ends], axis=1)
 
     def labels(self, symbol: str = "Gene_name", gene: str = "Ensembl_ID") -> list[str]:
-        """Return symbols, where there are none Ensembl IDs."""
-        return [str(name) for name in self.table[symbol].fillna(self.table[gene])]
+        """Return the user's names of perturbations, where there are none symbols, else Ensembl IDs."""
+        names = self.table[symbol].fillna(self.table[gene])
+        called = gene == "Ensembl_ID" and CALLED in self.table and "Pair" not in self.table
+        return [str(name) for name in (self.table[CALLED].fillna(names) if called else names)]
 
 
 def draw_statistics(output: str, folder: str) -> list[str]:

@@ -190,7 +190,7 @@ def gene_names(config: PerturbationStatsConfig, screen: ShiftTable) -> tuple[Gen
     if config.gene_names is not None:
         symbols |= read_gene_names(config.gene_names)
         source = f"symbols: {config.gene_names}; {source}"
-    return GeneNames(tokens, symbols), source
+    return GeneNames(tokens, symbols, screen.names()), source
 
 
 def _gene(name: str | None, names: GeneNames) -> str | None:
@@ -216,7 +216,8 @@ def _vocabulary(config: PerturbationStatsConfig, screen: ShiftTable) -> tuple[Ge
 
 
 def named(table: pd.DataFrame, names: GeneNames) -> pd.DataFrame:
-    """Put the columns of token ids and symbols before those of Ensembl IDs."""
+    """Put the columns of token ids, symbols and the user's names of perturbations before those of Ensembl IDs."""
+    table = names.called(table, "Pair" if "Pair" in table else "Ensembl_ID")
     if "Affected_Ensembl_ID" in table:
         table = names.put_before(table, "Ensembl_ID", "Perturbed", "Gene_name")
         table = names.put_before(table, "Affected_Ensembl_ID", "Affected", "Affected_gene_name")
@@ -237,7 +238,7 @@ def _cells(
         _, symbols = names.columns(genes)
         shown = pd.Series(symbols, dtype=object).fillna(genes)
         columns = {value_name(config.measure): rows["value"], "Gene": shown, "Ensembl_ID": genes}
-        frame = pd.DataFrame({**columns, "cell_id": rows["cell"].to_pylist()})
+        frame = names.called(pd.DataFrame({**columns, "cell_id": rows["cell"].to_pylist()}), "Ensembl_ID")
         yield frame[genes.isin(kept) & frame[value_name(config.measure)].notna()]
 
 

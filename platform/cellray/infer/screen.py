@@ -224,7 +224,7 @@ def _check(config: ScreenConfig, corpus: Corpus, model: ModelDirectory, design: 
         rule, fix = f"cells of this corpus hold {most:,} genes at most", "List fewer genes together."
         raise InputError("--genes", rule, f"{design.largest:,} that are perturbed together", fix)
     names = prediction_names(cell_heads(model)) if config.probabilities else ()
-    own = shift_schema(config.states.names if config.states else (), (), names).names
+    own = shift_schema(config.states.names if config.states else (), (), names, named=design.named).names
     if taken := set(own) & set(corpus.manifest.obs_kinds):
         rule, fix = "an obs column may not bear a name of the shifts' own", "Tokenize again without it, or rename it."
         raise InputError(corpus.uri, rule, listing(taken), fix)
@@ -314,7 +314,7 @@ def _manifest(
         pooling=config.pooling,
         states=config.states,
         obs_kinds=dict(corpus.manifest.obs_kinds),
-        design={**asked, "perturbations": len(design), "digest": design.digest},
+        design={**asked, "perturbations": len(design), "digest": design.digest, "named": design.named},
         skipped=plan.skipped,
         lacking=find_lacking(corpus, design, plan.chosen_n),
         predictions=prediction_names(cell_heads(model)) if config.probabilities else (),
