@@ -110,6 +110,10 @@ def test_every_kind_of_model(
     [
         ({"genes": ("ENSG9",)}, "--genes: every gene must be in the vocabulary; found 'ENSG9'"),
         ({"genes": ("all",), "anchor": ("ENSG9",)}, "--anchor: every gene must be in the vocabulary"),
+        (
+            {"genes": (GENES[2],), "anchor": (GENES[2], GENES[3])},
+            "--genes: there must be genes beside those of --anchor",
+        ),
         ({"genes": (GENES[1], GENES[2], GENES[1])}, f"a gene may be listed once only; found '{GENES[1]}'"),
         ({**TOWARDS, "goal": "dead"}, "--goal must be a state with cells; found 'dead'; 'state' holds 'other'"),
         ({**TOWARDS, "start": "dead"}, "--start must be a state with cells; found 'dead'"),
@@ -147,6 +151,9 @@ def test_bad_input_is_one_clear_error(
         (("--state-embeddings", "f", "--start", "a", "--goal", "a"), "must be different states"),
         (("--start", "a"), "--state-column, --start and --goal go together"),
         (("--actors", "0,2"), "--actors 0,2: at least 1"),
+        (("--genes", "A,B", "--together", "--anchor", "C"), "--together, --pairs and --anchor: one of them at most"),
+        (("--genes", "A,B", "--pairs", "--anchor", "C"), "--together, --pairs and --anchor: one of them at most"),
+        (("--genes", "A,B", "--together", "--pairs"), "--together, --pairs and --anchor: one of them at most"),
     ],
 )
 def test_options_that_do_not_go_together(argv: tuple[str, ...], message: str) -> None:

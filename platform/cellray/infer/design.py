@@ -159,6 +159,9 @@ def make_design(
         return _listed(vocabulary, [*([t] for t in listed if singles), *map(list, combinations(listed, 2))])
     if fixed:
         others = [token for token in listed if token not in fixed]
+        if not others:
+            rule, fix = "there must be genes beside those of --anchor", "List others, or leave out --anchor."
+            raise InputError("--genes", rule, listing(genes), fix)
         alone = [fixed, *([token] for token in others)] if singles else []
         return _listed(vocabulary, [*alone, *([*fixed, token] for token in others)])
     return _listed(vocabulary, [[token] for token in listed])

@@ -97,6 +97,8 @@ class ScreenConfig(ReplicaConfig):
             raise ValueError("--alternatives needs --state-column, --start and --goal")
         if self.effects and self.pooling != "cell":
             raise ValueError("--effects needs --pooling cell")
+        if sum(map(bool, (self.together, self.pairs, self.anchor))) > 1:
+            raise ValueError("--together, --pairs and --anchor: one of them at most")
         other = self.genes != (ALL_GENES,) or self.together or self.pairs or self.anchor
         if self.perturbations is not None and other:
             raise ValueError("--perturbations goes without --genes, --together, --pairs and --anchor")
