@@ -370,7 +370,7 @@ def test_names_of_perturbations_go_into_shifts_and_statistics(vocabulary: GeneVo
         perturbation_stats(PerturbationStatsConfig(shifts=str(tmp_path / "s"), mode=mode, output=output))
         found = read_table(output)
         assert found["Perturbation_name"].tolist() == found["Ensembl_ID"].map(asked).tolist()
-        assert draw_statistics(output, str(tmp_path / "pictures" / mode))
+    assert draw_statistics(str(tmp_path / "aggregate_data"), str(tmp_path / "pictures"))
     cells = pd.read_csv(tmp_path / "aggregate_data" / "cells.csv")
     assert set(cells["Perturbation_name"]) == set(asked.values())
     unnamed, plain = screened(corpus, model, tmp_path / "plain", kind="overexpress", genes=(GENES[3],))
