@@ -123,7 +123,8 @@ class Estimator:
         number_rk = readout(hidden_rld, cell.gene_l)
         own, moved = [], []
         for k in range(readout.count):
-            slopes = torch.autograd.grad(number_rk[:, k].sum(), [leaf_rld, log_gate_rl], retain_graph=True)
+            leaves = [leaf_rld, log_gate_rl]  # before the first layer there are no gates: then their slopes are 0
+            slopes = torch.autograd.grad(number_rk[:, k].sum(), leaves, retain_graph=True, materialize_grads=True)
             slope_rld, gate_rl = (each.double() for each in slopes)
             moved.append((slope_rld[:2].mean(0) * (placed_rld[1] - placed_rld[0]).double()).sum(1))
             own_l = (
