@@ -23,7 +23,15 @@ from cellray.infer.prefilter.choice import CHOSEN, Means, PrefilteredDesign, cho
 from cellray.infer.prefilter.report import Evaluated, Rows, gene_table
 from cellray.infer.prefilter.workers import EstimateSettings, EstimateWorker, PrefilteredWorker
 from cellray.infer.screen_worker import ScreenOptions
-from cellray.prefilter_schema import CHOICE, ESTIMATE, PROBABILITY, ROW, EstimateManifest, PrefilterManifest
+from cellray.prefilter_schema import (
+    CHOICE,
+    ESTIMATE,
+    GENE_TABLE,
+    PROBABILITY,
+    ROW,
+    EstimateManifest,
+    PrefilterManifest,
+)
 from cellray.schema import PartRecord
 from cellray.shift_schema import PERTURBATION, SIMILARITY, shift_column
 
@@ -33,7 +41,6 @@ if TYPE_CHECKING:
 
 FOLDER = "estimates"
 """Ending of the directory of the estimates, beside that of the shifts; they stay."""
-TABLE = "genes"
 CONFIDENCE = 0.95
 
 
@@ -225,7 +232,8 @@ def _write(output: str, table: pd.DataFrame) -> tuple[PartRecord, ...]:
     """Write the gene table as parquet and as CSV."""
     arrow = pa.Table.from_pandas(table, preserve_index=False).replace_schema_metadata()
     records = []
-    for path, write in ((f"{TABLE}.parquet", pq.write_table), (f"{TABLE}.csv", pa_csv.write_csv)):
+    beside = GENE_TABLE.removesuffix(".parquet") + ".csv"
+    for path, write in ((GENE_TABLE, pq.write_table), (beside, pa_csv.write_csv)):
         with storage.atomic_file(storage.join(output, path)) as temporary:
             write(arrow, temporary)
             digest = storage.sha256_file(str(temporary))

@@ -120,6 +120,8 @@ class PrefilteredWorker(ScreenWorker):
         uri = storage.join(self._estimates, unit.path)
         table = read_rows(uri, 0, np.iinfo(np.int64).max, [ROW, RANK, ESTIMATE])
         row_r, rank_r, estimate_r = (column.to_numpy() for column in table.columns)
+        if not len(row_r):  # no cell of the unit has genes enough
+            return {}
         rows, first = np.unique(row_r, return_index=True)
         found = {}
         for row, start, stop in zip(rows.tolist(), first, [*first[1:], len(row_r)], strict=True):
