@@ -17,14 +17,16 @@ from cellray.infer.partial import PartialScreen, read_partial
 from cellray.infer.perturbation_pictures import draw_statistics
 from cellray.infer.perturbation_stats import PerturbationStatsConfig, perturbation_stats, read_table
 from cellray.infer.screen import ScreenConfig, screen
+from cellray.infer.screen_plan import Cost, ScreenPlan
 from cellray.infer.shift_tables import ShiftTable
 from cellray.model.annotator import AnnotatedEncoder
 from cellray.model.annotator_directory import load_annotator
 from cellray.model.checkpoint import ModelDirectory
 from cellray.model.encoder import load_encoder
 from cellray.model.heads import HeadSpec
+from cellray.prefilter_schema import PrefilterManifest
 from cellray.vocabulary import GeneVocabulary
-from jobs import inspect_corpus
+from jobs import inspect_corpus, perturb
 from tests.conftest import GENES
 from tests.data.corpora import rows_of, tokenized
 from tests.infer.tiny import AGE, DISEASE, DOSAGE, cells_of, corpus_in, model_in, screened, softmax
@@ -258,6 +260,39 @@ def test_an_anchor_with_each_other_gene_of_a_cell_can_be_analysed(
         row = found.loc[name.split("|")[1]]
         assert (row["N_Detections"], row["Anchor_Ensembl_ID"]) == (len(own), anchor)
         assert float(row["Combo_minus_sum_shift"]) == pytest.approx(difference.mean(), abs=1e-6)
+
+
+def test_a_dry_run_counts_all_passes_and_tells_when_estimates_do_not_pay(
+    vocabulary: GeneVocabulary, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    corpus, model = corpus_in(tmp_path, vocabulary), model_in(tmp_path, vocabulary, DISEASE)
+    lengths = {row["cell_id"]: len(row["input_ids"]) for row in rows_of(corpus)}  # type: ignore[arg-type]
+
+    def plan(**options: object) -> ScreenPlan:
+        made = screen(ScreenConfig(corpus=corpus.uri, model=model, output="o", actors="0", dry_run=True, **options))
+        assert isinstance(made, ScreenPlan)
+        return made
+
+    whole, squares = sum(lengths.values()), sum(length**2 for length in lengths.values())
+    plain = plan()
+    assert (plain.copies, plain.tokens) == (whole, squares)
+    assert plain.other == {"unperturbed cells": Cost(18, whole)}
+    more = plan(probabilities=True, **TOWARDS, state_statistic="median")
+    sick = sum(lengths[f"cell{i}"] for i in range(0, 18, 3))
+    assert more.other["states"] == Cost(18, whole)
+    assert more.other["what heads tell"].rows == more.copies + 6 == sick + 6
+    assert more.whole.tokens == 2 * more.tokens + 2 * sick + whole
+    with caplog.at_level(logging.WARNING, "cellray"):
+        assert "states" not in plan(evaluate=1, sample=1).other
+        assert not caplog.messages
+        few = plan(exact=False, evaluate=1, sample=3)
+    assert (few.copies, few.other["estimates"]) == (4 * 18, Cost(42 * 18, 42 * whole))
+    assert caplog.messages[0].startswith("--no-exact costs more here than all perturbations: ")
+    options = ScreenConfig(corpus=corpus.uri, model=model, output="o", actors="0", dry_run=True, exact=False, sample=3)
+    assert "forward passes besides: 756 for estimates, 18 for unperturbed cells; " in perturb.main(options)
+    made = screen(options.model_copy(update={"dry_run": False, "evaluate": 1, "output": str(tmp_path / "few")}))
+    assert isinstance(made, PrefilterManifest)
+    assert made.report["forward passes"]["estimates"] == few.other["estimates"].rows
 
 
 class KilledError(Exception):

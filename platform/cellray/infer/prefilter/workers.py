@@ -18,7 +18,7 @@ from cellray.data.corpora.corpus import read_rows
 from cellray.data.parts import PartWriter, Unit
 from cellray.infer.perturbed import Measures
 from cellray.infer.prefilter.choice import CHOSEN, SAMPLED, PrefilteredDesign
-from cellray.infer.prefilter.estimate import Estimator, applicable
+from cellray.infer.prefilter.estimate import Estimator, applicable, passes
 from cellray.infer.prefilter.readouts import Goal, Likeness, Readout
 from cellray.infer.screen_worker import ScreenOptions, ScreenWorker
 from cellray.model.encoder import load_encoder
@@ -47,6 +47,10 @@ class EstimateSettings:
     grid: int = 8
     probes: int = 8
     seed: int = 0
+
+    def passes(self, kind: str) -> int:
+        """Forward passes that a cell's estimates cost at most; see `estimate.passes`."""
+        return passes(kind, self.probes if self.goal is None else 1, self.grid)
 
     def readout(
         self, states: Mapping[str, NDArray[np.float32]], width: int, device: torch.device, *, cls: bool
