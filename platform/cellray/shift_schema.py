@@ -124,7 +124,9 @@ class ScreenNote(Record):
     units
         Parts it will have.
     perturbations
-        Perturbations of cells at most; some may turn out not to apply.
+        Perturbations of cells at most; some may turn out not to apply. With estimates: about so many.
+    estimates, estimate_units
+        Where the estimates of a prefiltered screen go, and in how many parts; they come first.
     """
 
     artefact: Literal["screen to do"] = "screen to do"
@@ -135,6 +137,8 @@ class ScreenNote(Record):
     cells: int
     units: int
     perturbations: int
+    estimates: str | None = None
+    estimate_units: int = 0
 
 
 class ShiftManifest(Manifest):

@@ -353,6 +353,32 @@ def test_what_an_unfinished_screen_has_is_readable(
     assert inspect_corpus.main(inspect_corpus.InspectConfig(corpus=output)) == finished
 
 
+def test_prefiltered_screens_are_told_too(
+    vocabulary: GeneVocabulary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus, model, output = corpus_in(tmp_path, vocabulary), model_in(tmp_path, vocabulary), str(tmp_path / "few")
+    few = {"exact": False, "evaluate": 2, "sample": 3, "cells_per_part": 2, "max_cells": 6, "actors": "0"}
+    config = ScreenConfig(corpus=corpus.uri, model=model, output=output, **few)
+    for place, estimates, parts in ((f"{output}.estimates", 1, 0), (output, None, 2)):
+        with monkeypatch.context() as patched:
+            break_off(patched, place, after=parts or 1)
+            with pytest.raises(KilledError):
+                screen(config)
+        shown = inspect_corpus.main(inspect_corpus.InspectConfig(corpus=output, verify=True)).split("\n")
+        units = PartialScreen.open(output).note.units
+        assert shown[1] == f"estimates: {estimates or units} of {units} parts"
+        assert f"not finished: {parts} of {units} parts, " in shown[2]
+        assert " of about 30 perturbations, " in shown[2]
+        assert len(read_partial(output)) == sum(part.rows for part in PartialScreen.open(output).parts)
+    made = screen(config)
+    shown = inspect_corpus.main(inspect_corpus.InspectConfig(corpus=output, verify=True)).split("\n")
+    assert shown[-1] == f"{output}: {made.rows} shifts, digest {made.digest[:12]}"  # type: ignore[union-attr]
+    assert any("forward passes, " in line for line in shown)
+    (tmp_path / "few" / "genes.csv").write_text("x")
+    with pytest.raises(InputError, match=r"every part must be the one that was written; found 'genes\.csv'"):
+        inspect_corpus.main(inspect_corpus.InspectConfig(corpus=output, verify=True))
+
+
 def test_a_record_that_was_cut_short_does_not_count(vocabulary: GeneVocabulary, tmp_path: Path) -> None:
     corpus, model = corpus_in(tmp_path, vocabulary), model_in(tmp_path, vocabulary)
     screened(corpus, model, tmp_path / "s", cells_per_part=5)

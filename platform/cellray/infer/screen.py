@@ -181,9 +181,8 @@ def _prefiltered(
     from cellray.infer.prefilter.job import Prefilter, prefiltered
 
     load_encoder(model, config.layer)
-    few = prefiltered_plan(config, plan, corpus_lengths(corpus))
     if config.dry_run:
-        return few
+        return prefiltered_plan(config, plan, corpus_lengths(corpus))
     options = _options(config, corpus, model, reference, design, plan)
     lineage = {"kind": config.kind, "corpus": corpus.uri, "corpus_digest": corpus.manifest.digest}
     lineage |= {"model": reference.uri, "model_digest": model.digest}

@@ -20,8 +20,10 @@ from cellray.data.publishing import finished, publish_manifest
 from cellray.data.units import require_records, run_units_on_actors
 from cellray.errors import InputError
 from cellray.infer.prefilter.choice import CHOSEN, Means, PrefilteredDesign, choose_genes
+from cellray.infer.prefilter.options import prefiltered_plan
 from cellray.infer.prefilter.report import Evaluated, Rows, gene_table
 from cellray.infer.prefilter.workers import EstimateSettings, EstimateWorker, PrefilteredWorker
+from cellray.infer.screen_plan import corpus_lengths
 from cellray.infer.screen_worker import ScreenOptions
 from cellray.prefilter_schema import (
     CHOICE,
@@ -33,7 +35,7 @@ from cellray.prefilter_schema import (
     PrefilterManifest,
 )
 from cellray.schema import PartRecord
-from cellray.shift_schema import PERTURBATION, SIMILARITY, shift_column
+from cellray.shift_schema import NOTE, PERTURBATION, SIMILARITY, ScreenNote, shift_column
 
 if TYPE_CHECKING:
     from cellray.infer.screen import ScreenConfig
@@ -198,6 +200,7 @@ def prefiltered(run: Prefilter, fields: dict[str, Any]) -> PrefilterManifest:
     request = schema.request_digest(artefact="prefiltered perturbation shifts", units=units, **asked)
     if done := finished(run.output, request, PrefilterManifest):
         return done
+    _note(run, request)
     estimates = run.estimate()
     means, design = run.choose(estimates)
     if not means.count_v.any():
@@ -219,6 +222,23 @@ def prefiltered(run: Prefilter, fields: dict[str, Any]) -> PrefilterManifest:
     )
     publish_manifest(run.output, manifest)
     return manifest
+
+
+def _note(run: Prefilter, request: str) -> None:
+    """Say at the output what is to do."""
+    few = prefiltered_plan(run.config, run.plan, corpus_lengths(run.corpus))
+    note = ScreenNote(
+        request=request,
+        kind=run.config.kind,
+        corpus=run.lineage["corpus"],
+        model=run.lineage["model"],
+        cells=int(run.plan.chosen_n.sum()),
+        units=len(run.plan.units),
+        perturbations=few.copies,
+        estimates=run.estimates,
+        estimate_units=len(set(run.estimate_units().values())),
+    )
+    storage.write_bytes(storage.join(run.output, NOTE), note.model_dump_json(indent=1).encode())
 
 
 def _cost(estimates: EstimateManifest, parts: Sequence[PartRecord], means: Means) -> dict[str, Any]:
