@@ -121,6 +121,7 @@ def test_what_is_left_out_is_counted(tmp_path: Path, frame: pd.DataFrame) -> Non
         ({"null": "x"}, "--mode vs_null and --null go together"),
         ({"pairs": True}, "--pairs goes with --mode mixture_model"),
         ({"mode": "mixture_model", "anchor": "g"}, "--anchor needs --pairs"),
+        ({"mode": "mixture_model", "measure": "before:x"}, "--measure before:x is what cells were before the edit"),
         ({"mode": "aggregate_gene_shifts", "donor": "donor"}, "no donor level"),
     ],
 )

@@ -66,6 +66,10 @@ class PerturbationStatsConfig(JobConfig):
             raise ValueError("--mode vs_null and --null go together")
         if self.pairs and self.mode != "mixture_model":
             raise ValueError("--pairs goes with --mode mixture_model")
+        if self.mode == "mixture_model" and self.measure.startswith(BEFORE_PREFIX):
+            raise ValueError(
+                f"--measure {self.measure} is what cells were before the edit, no impact; use {CHANGE_PREFIX}"
+            )
         if self.anchor is not None and not self.pairs:
             raise ValueError("--anchor needs --pairs")
         if self.donor is not None and self.mode == "aggregate_gene_shifts":
