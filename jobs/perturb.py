@@ -13,9 +13,10 @@ def main(config: ScreenConfig) -> str:
     made = screen(config)
     if isinstance(made, ScreenPlan):
         cells = int(made.chosen_n.sum())
+        besides = ", ".join(f"{cost.rows:,} for {name}" for name, cost in made.other.items())
         return (
-            f"{cells:,} cells, at most {made.copies:,} perturbed copies, {made.tokens:,} tokens to compute"
-            f" in {len(made.units):,} units; nothing was done"
+            f"{cells:,} cells, at most {made.copies:,} perturbed copies in {len(made.units):,} units;"
+            f" forward passes besides: {besides}; {made.whole.tokens:,} tokens to compute; nothing was done"
         )
     few = summary(made.report) if isinstance(made, PrefilterManifest) else []
     return "\n".join([f"{made.rows:,} shifts", *told_counts(made), *few, f"{config.output}: shifts"])

@@ -52,9 +52,12 @@ class Edit(Protocol):
     ----------
     inserts
         Whether a listed gene that the cell lacks is put in; else only cells that express all of them are perturbed.
+    ordered
+        Whether the order in which genes are listed matters.
     """
 
     inserts: ClassVar[bool]
+    ordered: ClassVar[bool]
 
     def ranks(self, place_pk: NDArray[np.int32], genes: int) -> NDArray[np.int32] | None:
         """Return the new rank of each listed gene, distinct within a row, or None if they are gone.
@@ -74,6 +77,7 @@ class Delete:
     """The genes are gone."""
 
     inserts: ClassVar[bool] = False
+    ordered: ClassVar[bool] = False
 
     def ranks(self, place_pk: NDArray[np.int32], genes: int) -> None:
         """Give no ranks."""
@@ -85,6 +89,7 @@ class Overexpress:
     """The genes come first, in the given order."""
 
     inserts: ClassVar[bool] = True
+    ordered: ClassVar[bool] = True
 
     def ranks(self, place_pk: NDArray[np.int32], genes: int) -> NDArray[np.int32]:
         """Return 0, 1, ... for each perturbation."""
@@ -100,6 +105,7 @@ class Activate:
 
     steps: int = 1
     inserts: ClassVar[bool] = False
+    ordered: ClassVar[bool] = False
 
     def ranks(self, place_pk: NDArray[np.int32], genes: int) -> NDArray[np.int32]:
         """Return the new ranks; genes that meet stay in their old order."""
@@ -113,6 +119,7 @@ class Inhibit:
 
     steps: int = 1
     inserts: ClassVar[bool] = False
+    ordered: ClassVar[bool] = False
 
     def ranks(self, place_pk: NDArray[np.int32], genes: int) -> NDArray[np.int32]:
         """Return the new ranks; genes that meet stay in their old order."""

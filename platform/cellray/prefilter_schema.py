@@ -12,6 +12,8 @@ ROW = "row"
 ESTIMATE = "estimate"
 CHOICE = "choice"
 PROBABILITY = "inclusion_probability"
+GENE_TABLE = "genes.parquet"
+"""The gene table, below the directory of a screen; a CSV lies beside it."""
 
 
 def estimate_schema() -> pa.Schema:

@@ -19,6 +19,7 @@ NOTE = "screen.json"
 
 PERTURBATION = "perturbation"
 GENES = "genes"
+NAME = "name"
 RANK = "rank"
 CELL_GENES = "cell_genes"
 SIMILARITY = "similarity"
@@ -44,9 +45,12 @@ def answer_columns(predictions: Iterable[str]) -> list[str]:
     return [prefix + name for name in predictions for prefix in (BEFORE_PREFIX, CHANGE_PREFIX)]
 
 
-def shift_schema(states: Iterable[str], obs: Sequence[pa.Field], predictions: Iterable[str] = ()) -> pa.Schema:
+def shift_schema(
+    states: Iterable[str], obs: Sequence[pa.Field], predictions: Iterable[str] = (), *, named: bool = False
+) -> pa.Schema:
     """Return the schema of a screen: one row for each cell and perturbation.
 
+    `name` is that of a perturbation where a file gave names, else there is no such column.
     `rank` is that of the gene in the cell before the edit, of genes perturbed together the best, `INSERTED` if the cell
     expresses none of them. `similarity` is the cosine similarity of the edited and the unedited cell, 1 = no effect.
     `shift:STATE` is the cosine similarity to the state after less that before; positive = towards the state.
@@ -58,6 +62,7 @@ def shift_schema(states: Iterable[str], obs: Sequence[pa.Field], predictions: It
             pa.field(CELL_ID, pa.string(), nullable=False),
             pa.field(PERTURBATION, pa.int32(), nullable=False),
             pa.field(GENES, pa.string(), nullable=False),
+            *([pa.field(NAME, pa.string(), nullable=False)] if named else []),
             pa.field(RANK, pa.int32(), nullable=False),
             pa.field(CELL_GENES, pa.int32(), nullable=False),
             pa.field(SIMILARITY, pa.float32(), nullable=False),
@@ -120,7 +125,9 @@ class ScreenNote(Record):
     units
         Parts it will have.
     perturbations
-        Perturbations of cells at most; some may turn out not to apply.
+        Perturbations of cells at most; some may turn out not to apply. With estimates: about so many.
+    estimates, estimate_units
+        Where the estimates of a prefiltered screen go, and in how many parts; they come first.
     """
 
     artefact: Literal["screen to do"] = "screen to do"
@@ -131,6 +138,8 @@ class ScreenNote(Record):
     cells: int
     units: int
     perturbations: int
+    estimates: str | None = None
+    estimate_units: int = 0
 
 
 class ShiftManifest(Manifest):

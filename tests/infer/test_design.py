@@ -9,8 +9,8 @@ import pytest
 
 from cellray.data.medians.gene_tables import read_gene_names, read_symbols
 from cellray.errors import InputError
-from cellray.infer.design import Design, make_design, read_design
-from cellray.perturbation import NO_TOKEN
+from cellray.infer.design import WITH_ANCHOR, Design, make_design, read_design
+from cellray.perturbation import EDITS, NO_TOKEN, make_edit, perturb_cell
 from cellray.vocabulary import GeneVocabulary
 from tests.conftest import GENES
 
@@ -39,8 +39,18 @@ def test_every_gene_of_a_cell_alone_or_with_an_anchor(vocabulary: GeneVocabulary
     anchor = vocabulary.gene_of_token[7]
     design = make_design(vocabulary, ("all",), anchor=(anchor,))
     numbers, tokens = design.of_cell(cell, 0, 100)
-    assert (numbers.tolist(), tokens.tolist()) == ([9, 5, 11], [[7, 9], [7, 5], [7, 11]])
-    assert design.title(11, vocabulary) == f"{anchor}|{vocabulary.gene_of_token[11]}"
+    assert numbers.tolist() == [7, 9, 5, 11, *(WITH_ANCHOR + token for token in (9, 5, 11))]
+    assert tokens.tolist() == [[7, -1], [9, -1], [5, -1], [11, -1], [7, 9], [7, 5], [7, 11]]
+    gene = vocabulary.gene_of_token
+    titles = [design.title(int(number), vocabulary) for number in numbers[[0, 3, 6]]]
+    assert titles == [anchor, gene[11], f"{anchor}|{gene[11]}"]
+    assert design.of_cell(cell, 1, 3)[0].tolist() == [5, WITH_ANCHOR + 5]  # the anchor alone goes with rank 0
+    assert design.copies(np.array([4])).tolist() == [9]
+    assert design.copies(np.array([2]), 1).tolist() == [4]
+    two = make_design(vocabulary, ("all",), anchor=(anchor, gene[3]))
+    numbers, tokens = two.of_cell(cell, 0, 2)
+    assert tokens.tolist() == [[7, 3, -1], [9, -1, -1], [5, -1, -1], [7, 3, 9], [7, 3, 5]]
+    assert two.title(int(numbers[0]), vocabulary) == f"{anchor}|{gene[3]}"
 
 
 def test_designs_in_files(vocabulary: GeneVocabulary, tmp_path: Path) -> None:
@@ -63,6 +73,13 @@ def test_designs_in_files(vocabulary: GeneVocabulary, tmp_path: Path) -> None:
         ("a.csv", "name,genes\none,ENSG1", "every gene must be in the vocabulary; found 'ENSG1'"),
         ("a.csv", f"name,genes\none,{A}|{A}", "a gene may be listed once only"),
         ("a.csv", "name,genes\none,", "there must be genes"),
+        ("a.toml", "", "--perturbations names perturbations; found none"),
+        ("a.csv", "name,genes\n", "--perturbations names perturbations; found none"),
+        ("a.csv", "", "no columns 'name' and 'genes'"),
+        ("a.csv", f"name,genes\none,{A}\ntwo", "line 3 lacks its genes"),
+        ("a.csv", f"name,genes\n,{A}", "line 2 lacks its name"),
+        ("a.csv", f"name,genes\none,{A},{B}", f"line 2 has more values than there are columns: '{B}'"),
+        ("a.toml", f'one = ["{A}"]\ntwo = ["{A}"]', "'one' and 'two' list the same genes"),
     ],
 )
 def test_files_that_are_refused(vocabulary: GeneVocabulary, tmp_path: Path, name: str, text: str, message: str) -> None:
@@ -70,6 +87,27 @@ def test_files_that_are_refused(vocabulary: GeneVocabulary, tmp_path: Path, name
     with pytest.raises(InputError) as caught:
         read_design(vocabulary, str(tmp_path / name))
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", EDITS)
+def test_sets_in_another_order_are_refused_where_order_means_nothing(
+    vocabulary: GeneVocabulary, tmp_path: Path, kind: str
+) -> None:
+    """Whether it does is asked of the edit itself: both orders, done to a cell."""
+    file, ordered = tmp_path / "d.csv", make_edit(kind).ordered
+    file.write_text(f"name,genes\none,{A}|{B}\nother,{C}\ntwo,{B}|{A}\n")
+    tokens = [vocabulary.genes[A], vocabulary.genes[B]]
+    cell = np.array([5, tokens[0], 7, 8, 9, 12, tokens[1], 14], np.uint16)
+    one, two = (
+        next(perturb_cell(cell, np.array([each], np.int32), make_edit(kind), 16, 60)).tokens_pm.tolist()
+        for each in (tokens, tokens[::-1])
+    )
+    assert (one != two) == ordered
+    if ordered:
+        assert len(read_design(vocabulary, str(file), ordered=True)) == 3
+    else:
+        with pytest.raises(InputError, match="whatever the order of its genes; found 'one' and 'two' list the same"):
+            read_design(vocabulary, str(file), ordered=False)
 
 
 def test_a_panel_that_is_too_large(vocabulary: GeneVocabulary, monkeypatch: pytest.MonkeyPatch) -> None:

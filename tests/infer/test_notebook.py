@@ -115,6 +115,26 @@ def test_embeddings_are_aligned_with_the_cells(vocabulary: GeneVocabulary, tmp_p
     assert counts["cells left out"] == {"no counts": 1}
 
 
+def test_a_prefiltered_screen_brings_its_gene_table_and_report(vocabulary: GeneVocabulary, tmp_path: Path) -> None:
+    """Also with cells that have a single gene, of which nothing can be estimated."""
+    adata = cells_of(cells=6)
+    counts = adata.X.toarray()
+    counts[1], counts[1, 3] = 0, 5
+    adata.X = type(adata.X)(counts)
+    few = {"exact": False, "evaluate": 2, "sample": 3, "cells_per_part": 1}
+    screen = Screen(model_in(tmp_path, vocabulary), **few)
+    table = screen.perturb(adata)
+    assert "cell1" not in set(table["cell_id"])
+    genes = pd.DataFrame(table.attrs["genes"])
+    assert set(genes["How"]) <= {"chosen", "sampled", "bound"}
+    assert set(table["genes"]) == set(genes.loc[genes["How"] != "bound", "Ensembl_ID"])
+    assert table.attrs["report"]["forward passes"]["exact"] == len(table)
+    assert table.attrs["counts"]["cells"] == 6
+    assert len(table.head(3).copy()) == 3
+    with pytest.raises(InputError, match="goes without --effects"):
+        screen.effects(adata)
+
+
 def test_what_is_refused(vocabulary: GeneVocabulary, tmp_path: Path) -> None:
     model, adata = model_in(tmp_path, vocabulary), cells_of()
     for options, message in (

@@ -14,16 +14,19 @@ from cellray.data import progress, units
 from cellray.data.parts import make_part
 from cellray.errors import InputError
 from cellray.infer.partial import PartialScreen, read_partial
+from cellray.infer.perturbation_pictures import draw_statistics
 from cellray.infer.perturbation_stats import PerturbationStatsConfig, perturbation_stats, read_table
 from cellray.infer.screen import ScreenConfig, screen
+from cellray.infer.screen_plan import Cost, ScreenPlan
 from cellray.infer.shift_tables import ShiftTable
 from cellray.model.annotator import AnnotatedEncoder
 from cellray.model.annotator_directory import load_annotator
 from cellray.model.checkpoint import ModelDirectory
 from cellray.model.encoder import load_encoder
 from cellray.model.heads import HeadSpec
+from cellray.prefilter_schema import PrefilterManifest
 from cellray.vocabulary import GeneVocabulary
-from jobs import inspect_corpus
+from jobs import inspect_corpus, perturb
 from tests.conftest import GENES
 from tests.data.corpora import rows_of, tokenized
 from tests.infer.tiny import AGE, DISEASE, DOSAGE, cells_of, corpus_in, model_in, screened, softmax
@@ -109,6 +112,10 @@ def test_every_kind_of_model(
     [
         ({"genes": ("ENSG9",)}, "--genes: every gene must be in the vocabulary; found 'ENSG9'"),
         ({"genes": ("all",), "anchor": ("ENSG9",)}, "--anchor: every gene must be in the vocabulary"),
+        (
+            {"genes": (GENES[2],), "anchor": (GENES[2], GENES[3])},
+            "--genes: there must be genes beside those of --anchor",
+        ),
         ({"genes": (GENES[1], GENES[2], GENES[1])}, f"a gene may be listed once only; found '{GENES[1]}'"),
         ({**TOWARDS, "goal": "dead"}, "--goal must be a state with cells; found 'dead'; 'state' holds 'other'"),
         ({**TOWARDS, "start": "dead"}, "--start must be a state with cells; found 'dead'"),
@@ -146,6 +153,9 @@ def test_bad_input_is_one_clear_error(
         (("--state-embeddings", "f", "--start", "a", "--goal", "a"), "must be different states"),
         (("--start", "a"), "--state-column, --start and --goal go together"),
         (("--actors", "0,2"), "--actors 0,2: at least 1"),
+        (("--genes", "A,B", "--together", "--anchor", "C"), "--together, --pairs and --anchor: one of them at most"),
+        (("--genes", "A,B", "--pairs", "--anchor", "C"), "--together, --pairs and --anchor: one of them at most"),
+        (("--genes", "A,B", "--together", "--pairs"), "--together, --pairs and --anchor: one of them at most"),
     ],
 )
 def test_options_that_do_not_go_together(argv: tuple[str, ...], message: str) -> None:
@@ -165,7 +175,11 @@ def test_an_obs_column_may_not_hide_a_measure(vocabulary: GeneVocabulary, tmp_pa
 
 def test_cells_that_lack_a_gene_or_are_too_short(vocabulary: GeneVocabulary, tmp_path: Path) -> None:
     """Groups are deleted where all genes are there and something is left; what does not apply is counted and named."""
-    corpus, model = corpus_in(tmp_path, vocabulary), model_in(tmp_path, vocabulary)
+    adata = cells_of()
+    counts = adata.X.toarray()
+    counts[3], counts[[3, 7], :3] = 0, 500  # all that cell 3 has another one has, too
+    adata.X = type(adata.X)(counts)
+    corpus, model = corpus_in(tmp_path, vocabulary, adata), model_in(tmp_path, vocabulary)
     cells = {row["cell_id"]: set(row["input_ids"]) for row in rows_of(corpus)}  # type: ignore[call-overload]
     shortest = min(cells, key=lambda name: len(cells[name]))
     genes = [vocabulary.gene_of_token[token] for token in sorted(cells[shortest])]
@@ -176,6 +190,7 @@ def test_cells_that_lack_a_gene_or_are_too_short(vocabulary: GeneVocabulary, tmp
     assert manifest.lacking.cells == len(manifest.lacking.named) < len(cells)
     assert manifest.lacking.genes == {g: n for g in genes if (n := sum(g in found for found in lacks.values()))}
     perturbed = {name for name, lacking in lacks.items() if not lacking and len(cells[name]) > len(genes)}
+    assert "cell7" in perturbed
     assert set(table["cell_id"]) == perturbed  # the shortest cell has nothing left
     counted = sum(part.counts.get("perturbations that do not apply to a cell", 0) for part in manifest.parts)
     assert counted == len(cells) - len(perturbed)
@@ -191,9 +206,93 @@ def test_cells_that_lack_a_gene_or_are_too_short(vocabulary: GeneVocabulary, tmp
 def test_names_are_bounded(vocabulary: GeneVocabulary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cellray.infer.lacking.MOST_NAMED", 3)
     corpus, model = corpus_in(tmp_path, vocabulary), model_in(tmp_path, vocabulary)
-    manifest, _ = screened(corpus, model, tmp_path / "s", genes=tuple(GENES[:30]), together=True)
+    manifest, _ = screened(corpus, model, tmp_path / "s", genes=tuple(GENES[:16]), together=True, kind="overexpress")
     assert manifest.lacking is not None
     assert (manifest.lacking.cells, len(manifest.lacking.named)) == (18, 3)
+
+
+def test_screens_without_a_row_are_no_screens(vocabulary: GeneVocabulary, tmp_path: Path) -> None:
+    """A set that no cell can hold is refused before, one that no cell happens to hold after, with a reason."""
+    adata = cells_of()
+    counts = adata.X.toarray()
+    counts[:, 7] = 0
+    adata.X = type(adata.X)(counts)
+    corpus, model = corpus_in(tmp_path, vocabulary, adata), model_in(tmp_path, vocabulary)
+    with pytest.raises(InputError, match="hold 16 genes at most; found 17 that are perturbed together"):
+        screened(corpus, model, tmp_path / "long", genes=tuple(GENES[:17]), together=True, kind="overexpress")
+    with pytest.raises(InputError, match="hold 16 genes at most; found 17"):
+        screened(corpus, model, tmp_path / "anchored", anchor=tuple(GENES[:16]), kind="overexpress")
+    for _ in range(2):
+        with pytest.raises(InputError) as caught:
+            screened(corpus, model, tmp_path / "none", genes=(GENES[7], GENES[8]), together=True)
+        assert f"must apply to some cell; found none of 18; all cells lack '{GENES[7]}'" in str(caught.value)
+    assert not (tmp_path / "none" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("kind", ["delete", "overexpress"])
+def test_an_anchor_with_each_other_gene_of_a_cell_can_be_analysed(
+    vocabulary: GeneVocabulary, tmp_path: Path, kind: str
+) -> None:
+    """The screen holds the anchor alone and each gene alone, as the statistics of pairs need."""
+    corpus, model = corpus_in(tmp_path, vocabulary), model_in(tmp_path, vocabulary)
+    anchor = vocabulary.gene_of_token[int(rows_of(corpus)[0]["input_ids"][3])]  # type: ignore[index]
+    options = {"kind": kind, "anchor": (anchor,), "max_perturbations": 6, "max_cells": 9}
+    _, table = screened(corpus, model, tmp_path / "s", **options)
+    assert not table.duplicated(["cell_id", "perturbation"]).any()
+    assert not table.duplicated(["cell_id", "genes"]).any()
+    _, single = screened(corpus, model, tmp_path / "plain", kind=kind, max_perturbations=6, max_cells=9)
+    both = table.merge(single, on=["cell_id", "perturbation", "genes", "rank"], suffixes=("", "_alone"))
+    assert len(both) >= len(single) - 9 * (kind == "overexpress")
+    assert np.allclose(both["similarity"], both["similarity_alone"], atol=1e-6)
+    output = str(tmp_path / "table")
+    perturbation_stats(
+        PerturbationStatsConfig(
+            shifts=str(tmp_path / "s"), mode="mixture_model", pairs=True, anchor=anchor, output=output
+        )
+    )
+    found = read_table(output).set_index("Ensembl_ID")
+    wide = table.pivot_table(index="cell_id", columns="genes", values="similarity")
+    pairs = [name for name in wide if "|" in name and wide[[anchor, *name.split("|"), name]].notna().all(axis=1).any()]
+    assert set(found.index) == {name.split("|")[1] for name in pairs}
+    for name in pairs:
+        own = wide[[anchor, name.split("|")[1], name]].dropna()
+        difference = own[name] - (own[anchor] + own[name.split("|")[1]] - 1)
+        row = found.loc[name.split("|")[1]]
+        assert (row["N_Detections"], row["Anchor_Ensembl_ID"]) == (len(own), anchor)
+        assert float(row["Combo_minus_sum_shift"]) == pytest.approx(difference.mean(), abs=1e-6)
+
+
+def test_a_dry_run_counts_all_passes_and_tells_when_estimates_do_not_pay(
+    vocabulary: GeneVocabulary, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    corpus, model = corpus_in(tmp_path, vocabulary), model_in(tmp_path, vocabulary, DISEASE)
+    lengths = {row["cell_id"]: len(row["input_ids"]) for row in rows_of(corpus)}  # type: ignore[arg-type]
+
+    def plan(**options: object) -> ScreenPlan:
+        made = screen(ScreenConfig(corpus=corpus.uri, model=model, output="o", actors="0", dry_run=True, **options))
+        assert isinstance(made, ScreenPlan)
+        return made
+
+    whole, squares = sum(lengths.values()), sum(length**2 for length in lengths.values())
+    plain = plan()
+    assert (plain.copies, plain.tokens) == (whole, squares)
+    assert plain.other == {"unperturbed cells": Cost(18, whole)}
+    more = plan(probabilities=True, **TOWARDS, state_statistic="median")
+    sick = sum(lengths[f"cell{i}"] for i in range(0, 18, 3))
+    assert more.other["states"] == Cost(18, whole)
+    assert more.other["what heads tell"].rows == more.copies + 6 == sick + 6
+    assert more.whole.tokens == 2 * more.tokens + 2 * sick + whole
+    with caplog.at_level(logging.WARNING, "cellray"):
+        assert "states" not in plan(evaluate=1, sample=1).other
+        assert not caplog.messages
+        few = plan(exact=False, evaluate=1, sample=3)
+    assert (few.copies, few.other["estimates"]) == (4 * 18, Cost(42 * 18, 42 * whole))
+    assert caplog.messages[0].startswith("--no-exact costs more here than all perturbations: ")
+    options = ScreenConfig(corpus=corpus.uri, model=model, output="o", actors="0", dry_run=True, exact=False, sample=3)
+    assert "forward passes besides: 756 for estimates, 18 for unperturbed cells; " in perturb.main(options)
+    made = screen(options.model_copy(update={"dry_run": False, "evaluate": 1, "output": str(tmp_path / "few")}))
+    assert isinstance(made, PrefilterManifest)
+    assert made.report["forward passes"]["estimates"] == few.other["estimates"].rows
 
 
 class KilledError(Exception):
@@ -254,6 +353,32 @@ def test_what_an_unfinished_screen_has_is_readable(
     assert inspect_corpus.main(inspect_corpus.InspectConfig(corpus=output)) == finished
 
 
+def test_prefiltered_screens_are_told_too(
+    vocabulary: GeneVocabulary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus, model, output = corpus_in(tmp_path, vocabulary), model_in(tmp_path, vocabulary), str(tmp_path / "few")
+    few = {"exact": False, "evaluate": 2, "sample": 3, "cells_per_part": 2, "max_cells": 6, "actors": "0"}
+    config = ScreenConfig(corpus=corpus.uri, model=model, output=output, **few)
+    for place, estimates, parts in ((f"{output}.estimates", 1, 0), (output, None, 2)):
+        with monkeypatch.context() as patched:
+            break_off(patched, place, after=parts or 1)
+            with pytest.raises(KilledError):
+                screen(config)
+        shown = inspect_corpus.main(inspect_corpus.InspectConfig(corpus=output, verify=True)).split("\n")
+        units = PartialScreen.open(output).note.units
+        assert shown[1] == f"estimates: {estimates or units} of {units} parts"
+        assert f"not finished: {parts} of {units} parts, " in shown[2]
+        assert " of about 30 perturbations, " in shown[2]
+        assert len(read_partial(output)) == sum(part.rows for part in PartialScreen.open(output).parts)
+    made = screen(config)
+    shown = inspect_corpus.main(inspect_corpus.InspectConfig(corpus=output, verify=True)).split("\n")
+    assert shown[-1] == f"{output}: {made.rows} shifts, digest {made.digest[:12]}"  # type: ignore[union-attr]
+    assert any("forward passes, " in line for line in shown)
+    (tmp_path / "few" / "genes.csv").write_text("x")
+    with pytest.raises(InputError, match=r"every part must be the one that was written; found 'genes\.csv'"):
+        inspect_corpus.main(inspect_corpus.InspectConfig(corpus=output, verify=True))
+
+
 def test_a_record_that_was_cut_short_does_not_count(vocabulary: GeneVocabulary, tmp_path: Path) -> None:
     corpus, model = corpus_in(tmp_path, vocabulary), model_in(tmp_path, vocabulary)
     screened(corpus, model, tmp_path / "s", cells_per_part=5)
@@ -290,3 +415,31 @@ def test_rate_and_time_left_leave_out_what_was_there(
         "perturb: 700 of 1,000 perturbations, 10 perturbations/s, 30 s left",
         "perturb: 900 of 1,000 perturbations, 10 perturbations/s, 10 s left",
     ]
+
+
+def test_names_of_perturbations_go_into_shifts_and_statistics(vocabulary: GeneVocabulary, tmp_path: Path) -> None:
+    corpus, model = corpus_in(tmp_path, vocabulary), model_in(tmp_path, vocabulary)
+    file = tmp_path / "sets.toml"
+    file.write_text(f'"Yamanaka" = ["{GENES[1]}", "{GENES[2]}"]\nother = ["{GENES[3]}"]\nthird = ["{GENES[28]}"]\n')
+    options = {"kind": "overexpress", "perturbations": str(file), "effects": True}
+    manifest, table = screened(corpus, model, tmp_path / "s", **options)
+    assert manifest.design["named"]
+    asked = {f"{GENES[1]}|{GENES[2]}": "Yamanaka", GENES[3]: "other", GENES[28]: "third"}
+    assert table["name"].tolist() == table["genes"].map(asked).tolist()
+    for mode in ("mixture_model", "aggregate_data", "aggregate_gene_shifts"):
+        output = str(tmp_path / mode)
+        perturbation_stats(PerturbationStatsConfig(shifts=str(tmp_path / "s"), mode=mode, output=output))
+        found = read_table(output)
+        assert found["Perturbation_name"].tolist() == found["Ensembl_ID"].map(asked).tolist()
+    assert draw_statistics(str(tmp_path / "aggregate_data"), str(tmp_path / "pictures"))
+    cells = pd.read_csv(tmp_path / "aggregate_data" / "cells.csv")
+    assert set(cells["Perturbation_name"]) == set(asked.values())
+    unnamed, plain = screened(corpus, model, tmp_path / "plain", kind="overexpress", genes=(GENES[3],))
+    assert (unnamed.design["named"], "name" in plain) == (False, False)
+    clash = cells_of()
+    clash.obs["name"] = "x"
+    clash.write_h5ad(tmp_path / "clash.h5ad")
+    other = tokenized([tmp_path / "clash.h5ad"], vocabulary, tmp_path / "clash", ("name",))
+    with pytest.raises(InputError, match="may not bear a name of the shifts' own; found 'name'"):
+        screened(other, model, tmp_path / "t", **options)
+    screened(other, model, tmp_path / "u", kind="overexpress", genes=(GENES[3],))

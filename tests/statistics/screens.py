@@ -113,8 +113,9 @@ def write_screen(
     effects: pd.DataFrame | None = None,
     corpus: str = "/nowhere",
     corpus_digest: str = "none",
+    **changes: object,
 ) -> str:
-    """Publish a screen as the screen's job does."""
+    """Publish a screen as the screen's job does; `changes` are fields of its manifest."""
     obs = [pa.field("donor", pa.string())] if "donor" in frame else []
     schema = shift_schema(states.names if states else (), obs)
     pieces = [
@@ -138,7 +139,7 @@ def write_screen(
         states=states,
         obs_kinds={"donor": "text"} if obs else {},
         effect_parts=effect_parts,
-    )
+    ).model_copy(update=changes)
     storage.publish_once(str(folder / MANIFEST), manifest.to_json())
     return str(folder)
 

@@ -121,6 +121,7 @@ def test_what_is_left_out_is_counted(tmp_path: Path, frame: pd.DataFrame) -> Non
         ({"null": "x"}, "--mode vs_null and --null go together"),
         ({"pairs": True}, "--pairs goes with --mode mixture_model"),
         ({"mode": "mixture_model", "anchor": "g"}, "--anchor needs --pairs"),
+        ({"mode": "mixture_model", "measure": "before:x"}, "--measure before:x is what cells were before the edit"),
         ({"mode": "aggregate_gene_shifts", "donor": "donor"}, "no donor level"),
     ],
 )
@@ -172,6 +173,26 @@ def test_bad_input(tmp_path: Path, frame: pd.DataFrame) -> None:
         assert message in str(caught.value), message
         if (tmp_path / "out").exists():
             (tmp_path / "out" / "request.json").unlink(missing_ok=True)
+
+
+def test_null_screens_of_other_numbers_are_refused_and_other_cells_noted(tmp_path: Path, frame: pd.DataFrame) -> None:
+    shifts = write_screen(tmp_path / "s", frame)
+    null = random_screen(genes=10, seed=5)
+    for changes, measure, message in (
+        ({"model_digest": "x"}, "similarity", "both screens must have one --model; found x in the null screen"),
+        ({"layer": 0}, "similarity", "both screens must have one --layer; found 0 in the null screen, -1 in the test"),
+        ({"pooling": "cls"}, "shift:B", "both screens must have one --pooling; found cls"),
+        ({"states": States(start="A", goal="C", alternatives=("B",))}, "shift:B", "one --goal; found C"),
+    ):
+        other = write_screen(tmp_path / "-".join(changes), null, **changes)
+        with pytest.raises(InputError) as caught:
+            perturbation_stats(config(shifts, tmp_path / "out", "vs_null", null=other, measure=measure))
+        assert message in str(caught.value)
+    like = write_screen(tmp_path / "like", null, kind="overexpress", states=STATES.model_copy(update={"start": "C"}))
+    made = perturbation_stats(config(shifts, tmp_path / "noted", "vs_null", null=like))
+    assert made.notes["differences"] == {"kind": ["delete", "overexpress"], "start": ["A", "C"]}
+    same = write_screen(tmp_path / "same", null)
+    assert "differences" not in perturbation_stats(config(shifts, tmp_path / "t", "vs_null", null=same)).notes
 
 
 def test_repeated_cell_names_cannot_be_joined(tmp_path: Path) -> None:

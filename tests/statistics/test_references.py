@@ -252,6 +252,21 @@ def test_pairs(order: tuple[int, int], block_rows: int) -> None:
     assert only[["Anchor_Ensembl_ID", "Ensembl_ID"]].to_numpy().tolist() == [[gene(2), gene(1)]]
 
 
+def test_what_heads_tell_keeps_its_name_and_what_was_before_is_not_tested() -> None:
+    changed, before = "change:disease.probability.sick", "before:disease.probability.sick"
+    frame = random_screen(donors=4).rename(columns={"shift:B": changed, "shift:C": before})
+    stream = MemoryStream(frame, donor="donor")
+    table = aggregate_data(stream, Options(measure=changed)).table
+    assert [f"{changed}_mean", f"{changed}_stdev"] == [str(name) for name in table][1:3]
+    assert {f"Donor_{changed}_mean", "Donor_pval"} <= set(table)
+    found = aggregate_data(stream, Options(measure=before))
+    own = [f"Donor_{before}_mean{end}" for end in ("", "_ci_low", "_ci_high")]
+    assert list(found.table)[4:] == ["N_Donors", *own]
+    assert found.notes["donors"]["tested"].startswith("nothing: ")  # type: ignore[index]
+    x = frame.assign(x=frame[before].astype(float)).groupby("genes")["x"]
+    np.testing.assert_allclose(by_gene(found.table)[f"{before}_mean"], x.mean(), atol=1e-12)
+
+
 def test_aggregate_data_over_donors() -> None:
     frame = random_screen(donors=4)
     table = by_gene(aggregate_data(MemoryStream(frame, donor="donor"), Options(measure="shift:B")).table)

@@ -26,6 +26,8 @@ from cellray.vocabulary import GeneVocabulary
 ALL_GENES = "all"
 Symbols = Mapping[str, Sequence[str]]
 """Ids of the genes that bear a symbol."""
+WITH_ANCHOR = 1 << 16
+"""Added to the number of a perturbation of every gene where an anchor is edited with it; token ids are smaller."""
 MOST_LISTED = 1_000_000
 """Most perturbations of a listed design; a panel of 1,413 genes has as many pairs."""
 
@@ -41,15 +43,21 @@ class Design:
     token_pk
         Token ids of each listed perturbation, `NO_TOKEN` at the end of shorter ones. int32.
     anchor
-        Genes edited together with each gene of a cell; only where every gene is perturbed.
+        Genes edited together with each gene of a cell; only where every gene is perturbed. The anchor and each other
+        gene are then edited alone, too: what the statistics of pairs need.
     every_gene
-        Whether every gene of a cell is perturbed on its own. A perturbation's number is then the gene's token id.
+        Whether every gene of a cell is perturbed on its own. A perturbation's number is then the gene's token id, or
+        `WITH_ANCHOR` more where the anchor is edited together with it. An anchor of several genes alone has the number
+        that its first gene would have with the anchor.
+    named
+        Whether the names are the user's; else they are the genes, joined.
     """
 
     names: tuple[str, ...]
     token_pk: NDArray[np.int32]
     anchor: tuple[int, ...] = ()
     every_gene: bool = False
+    named: bool = False
 
     def __len__(self) -> int:
         """Return the number of listed perturbations."""
@@ -59,26 +67,50 @@ class Design:
     def digest(self) -> str:
         """Digest of everything that decides the perturbations."""
         return request_digest(
-            tokens=self.token_pk.tolist(), names=list(self.names), anchor=list(self.anchor), all=self.every_gene
+            tokens=self.token_pk.tolist(),
+            names=list(self.names),
+            anchor=list(self.anchor),
+            all=self.every_gene,
+            **({"alone": True} if self.anchor else {}),  # told apart from a design that had no single genes
+            **({"named": True} if self.named else {}),
         )
+
+    @property
+    def largest(self) -> int:
+        """Genes that are edited together at most."""
+        return len(self.anchor) + 1 if self.every_gene else self.token_pk.shape[1]
 
     def of_cell(
         self, genes_n: NDArray[np.uint16], first: int, stop: int
     ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
         """Return the numbers of a cell's perturbations and the genes each lists, from `first` to before `stop`.
 
-        Where every gene is perturbed, these are the ranks from `first` on.
+        Where every gene is perturbed, these are the ranks from `first` on; the anchor alone goes with rank 0.
         """
         if not self.every_gene:
             return np.arange(first, min(stop, len(self))), self.token_pk[first:stop]
-        own = genes_n[first:stop].astype(np.int32)
-        own = own[~np.isin(own, self.anchor)]
-        together = np.broadcast_to(np.array(self.anchor, np.int32), (len(own), len(self.anchor)))
-        return own.astype(np.int64), np.concatenate([together, own[:, None]], axis=1)
+        own = genes_n[first:stop].astype(np.int64)
+        if not self.anchor:
+            return own, own.astype(np.int32)[:, None]
+        others = own[~np.isin(own, self.anchor)]
+        anchor_alone = [] if first else [self.anchor[0] + WITH_ANCHOR * (len(self.anchor) > 1)]
+        number_p = np.concatenate([np.array(anchor_alone, np.int64), others, WITH_ANCHOR + others])
+        return number_p, _padded([self._tokens(number) for number in number_p.tolist()], self.largest)
+
+    def _tokens(self, number: int) -> tuple[int, ...]:
+        """Return the genes of a perturbation where every gene is perturbed."""
+        anchored, token = divmod(number, WITH_ANCHOR)
+        others = () if token in self.anchor and anchored else (token,)
+        return (*self.anchor, *others) if anchored else others
+
+    def copies(self, count_n: NDArray[np.int64], first: int = 0) -> NDArray[np.int64]:
+        """Return how many perturbations `of_cell` gives at most for so many ranks, or listed ones, from `first` on."""
+        return 2 * count_n + (first == 0) if self.anchor else count_n
 
     def title(self, number: int, vocabulary: GeneVocabulary) -> str:
         """Return the genes of a perturbation, joined by `|`."""
-        tokens = [*self.anchor, number] if self.every_gene else self.token_pk[number][self.token_pk[number] != NO_TOKEN]
+        listed = () if self.every_gene else self.token_pk[number][self.token_pk[number] != NO_TOKEN]
+        tokens = self._tokens(number) if self.every_gene else listed
         return "|".join(vocabulary.gene_of_token[int(token)] for token in tokens)
 
 
@@ -127,12 +159,17 @@ def make_design(
         return _listed(vocabulary, [*([t] for t in listed if singles), *map(list, combinations(listed, 2))])
     if fixed:
         others = [token for token in listed if token not in fixed]
+        if not others:
+            rule, fix = "there must be genes beside those of --anchor", "List others, or leave out --anchor."
+            raise InputError("--genes", rule, listing(genes), fix)
         alone = [fixed, *([token] for token in others)] if singles else []
         return _listed(vocabulary, [*alone, *([*fixed, token] for token in others)])
     return _listed(vocabulary, [[token] for token in listed])
 
 
-def read_design(vocabulary: GeneVocabulary, uri: str, symbols: Symbols | None = None) -> Design:
+def read_design(
+    vocabulary: GeneVocabulary, uri: str, symbols: Symbols | None = None, *, ordered: bool = True
+) -> Design:
     """Return the design of a file.
 
     Parameters
@@ -141,11 +178,14 @@ def read_design(vocabulary: GeneVocabulary, uri: str, symbols: Symbols | None = 
         `.toml`: name = [genes]; `.csv`: columns `name` and `genes`, the latter joined by `|`.
     symbols
         More names than the vocabulary has.
+    ordered
+        Whether the order of a set's genes matters to the edit; see `cellray.perturbation.Edit`.
 
     Raises
     ------
     InputError
-        The file is not of this kind, or a gene is unknown, ambiguous or listed twice.
+        The file is not of this kind or names nothing, a gene is unknown, ambiguous or listed twice, or two names mean
+        the same edit: its cells would count twice in the statistics.
     """
     fix = "Write a TOML of name = [genes], or a CSV with the columns name and genes (joined by |)."
     try:
@@ -155,8 +195,20 @@ def read_design(vocabulary: GeneVocabulary, uri: str, symbols: Symbols | None = 
         raise InputError(uri, "--perturbations names a file", "no such file", "Check the path.") from None
     except (ValueError, tomllib.TOMLDecodeError) as error:
         raise InputError(uri, "--perturbations names a table of genes", str(error), fix) from None
-    lists = [tokens_of(vocabulary, genes, f"{uri}, {name}", symbols) for name, genes in table.items()]
-    return _listed(vocabulary, lists, tuple(table))
+    if not table:
+        raise InputError(uri, "--perturbations names perturbations", "none", fix)
+    lists = {name: tokens_of(vocabulary, genes, f"{uri}, {name}", symbols) for name, genes in table.items()}
+    _refuse_equal(uri, lists, ordered=ordered)
+    return _listed(vocabulary, list(lists.values()), tuple(lists))
+
+
+def _refuse_equal(uri: str, lists: Mapping[str, Sequence[int]], *, ordered: bool) -> None:
+    first_with: dict[tuple[int, ...], str] = {}
+    for name, tokens in lists.items():
+        other = first_with.setdefault(tuple(tokens if ordered else sorted(tokens)), name)
+        if other != name:
+            rule = "every name must mean another edit" + ("" if ordered else ", whatever the order of its genes")
+            raise InputError(uri, rule, f"{other!r} and {name!r} list the same genes", "Leave one of them out.")
 
 
 def _read_csv(text: str) -> dict[str, list[str]]:
@@ -165,9 +217,14 @@ def _read_csv(text: str) -> dict[str, list[str]]:
         raise ValueError(f"no columns 'name' and 'genes'; there are {listing(rows.fieldnames or ())}")
     table: dict[str, list[str]] = {}
     for row in rows:
-        if row["name"] in table:
-            raise ValueError(f"{row['name']!r} stands there twice")
-        table[row["name"]] = [gene.strip() for gene in row["genes"].split("|") if gene.strip()]
+        name, genes = row["name"], row["genes"]
+        if not name or genes is None:
+            raise ValueError(f"line {rows.line_num} lacks its {'genes' if name else 'name'}")
+        if None in row:  # what stands beyond the last column
+            raise ValueError(f"line {rows.line_num} has more values than there are columns: {listing(row[None])}")
+        if name in table:
+            raise ValueError(f"{name!r} stands there twice")
+        table[name] = [gene.strip() for gene in genes.split("|") if gene.strip()]
     return table
 
 
@@ -222,11 +279,17 @@ def candidates(name: str, vocabulary: GeneVocabulary, symbols: Symbols) -> list[
 
 def _listed(vocabulary: GeneVocabulary, lists: Sequence[Sequence[int]], names: tuple[str, ...] = ()) -> Design:
     _check_number(len(lists))
-    width = max(map(len, lists))
+    token_pk = _padded(lists, max(map(len, lists)))
+    genes = ("|".join(vocabulary.gene_of_token[t] for t in tokens) for tokens in lists)
+    return Design(names or tuple(genes), token_pk, named=bool(names))
+
+
+def _padded(lists: Sequence[Sequence[int]], width: int) -> NDArray[np.int32]:
+    """Return lists as rows, `NO_TOKEN` at the end of shorter ones."""
     token_pk = np.full((len(lists), width), NO_TOKEN, np.int32)
     for row, tokens in zip(token_pk, lists, strict=True):
         row[: len(tokens)] = tokens
-    return Design(names or tuple("|".join(vocabulary.gene_of_token[t] for t in tokens) for tokens in lists), token_pk)
+    return token_pk
 
 
 def _check_number(number: int) -> None:

@@ -25,8 +25,10 @@ from cellray.infer.embed import EmbedConfig, embed_cells
 from cellray.infer.partial import DOES_NOT_APPLY
 from cellray.infer.results import Embeddings
 from cellray.infer.screen import ScreenConfig, check_states, screen
+from cellray.infer.screen_plan import ScreenPlan
 from cellray.infer.states import pooled_by_state, write_states
 from cellray.models import open_model
+from cellray.prefilter_schema import GENE_TABLE, PrefilterManifest
 from cellray.schema import PartRecord
 from cellray.shift_schema import ShiftManifest
 from cellray.vocabulary import GeneVocabulary
@@ -126,6 +128,8 @@ class Screen:
             A row for each cell and perturbation, with the columns of the job's parquet (see
             `cellray.shift_schema.shift_schema`). `attrs["counts"]` says what was left out: cells by reason, columns of
             the matrix that are no genes of the vocabulary, perturbations that did not apply, genes that cells lack.
+            With `exact=False` the rows are those that were evaluated; `attrs["genes"]` are the columns of the gene
+            table, for `pd.DataFrame`, and `attrs["report"]` says how good its estimates are.
 
         Raises
         ------
@@ -201,22 +205,26 @@ class Screen:
                 subject = SUBJECT if error.subject.startswith(folder) else error.subject
                 raise InputError(subject, error.rule, error.found, error.fix) from None
 
-    def _screened(self, corpus: Corpus, folder: Path, **more: Any) -> ShiftManifest:  # noqa: ANN401
+    def _screened(self, corpus: Corpus, folder: Path, **more: Any) -> ShiftManifest | PrefilterManifest:  # noqa: ANN401
         if self._states:
             more["state_embeddings"] = str(folder / "states.parquet")
             write_states(more["state_embeddings"], self._states)
         made = screen(self._config(corpus.uri, str(folder / "shifts"), **more))
-        assert isinstance(made, ShiftManifest), "a dry run is no option here"
+        assert not isinstance(made, ScreenPlan), "a dry run is no option here"
         return made
 
     def _shifts(self, corpus: Corpus, folder: Path) -> pd.DataFrame:
         made = self._screened(corpus, folder)
         table = _table(made.parts, folder / "shifts")
         table.attrs["counts"] = _counts(corpus, made)
+        if isinstance(made, PrefilterManifest):
+            table.attrs["genes"] = pd.read_parquet(folder / "shifts" / GENE_TABLE).to_dict("list")
+            table.attrs["report"] = made.report
         return table
 
     def _effects(self, corpus: Corpus, folder: Path) -> pd.DataFrame:
         made = self._screened(corpus, folder, effects=True)
+        assert isinstance(made, ShiftManifest), "there are no estimates of effects"
         table = _table(made.effect_parts, folder / "shifts")
         table.attrs["counts"] = _counts(corpus, made)
         return table
@@ -248,9 +256,10 @@ def _table(parts: Sequence[PartRecord], directory: Path) -> pd.DataFrame:
     return table
 
 
-def _counts(corpus: Corpus, made: ShiftManifest) -> dict[str, Any]:
+def _counts(corpus: Corpus, made: ShiftManifest | PrefilterManifest) -> dict[str, Any]:
     """Return what was left out on the way, as plain values."""
     source, counts = corpus.manifest.sources[0], Counter[str]()
+    lacking = made.lacking if isinstance(made, ShiftManifest) else None
     for part in made.parts:
         counts.update(part.counts)
     return {
@@ -259,6 +268,6 @@ def _counts(corpus: Corpus, made: ShiftManifest) -> dict[str, Any]:
         "columns of the matrix": source.genes.columns,
         "columns without a gene of the vocabulary": source.genes.unknown + source.genes.without_median,
         DOES_NOT_APPLY: counts[DOES_NOT_APPLY],
-        "cells that lack a gene": {} if made.lacking is None else dict(made.lacking.genes),
+        "cells that lack a gene": {} if lacking is None else dict(lacking.genes),
         "warnings": list(source.warnings),
     }

@@ -12,10 +12,14 @@ from pydantic import ValidationError
 from cellray import storage
 from cellray.data.corpora.corpus import read_rows
 from cellray.errors import InputError, listing
+from cellray.infer.prefilter.report import summary
 from cellray.prefilter_schema import PrefilterManifest
 from cellray.schema import MANIFEST, RECORDS, PartRecord
 from cellray.shift_schema import COMPUTED_AGAIN, LARGEST_NOISE, NOTE, UNPERTURBED, Lacking, ScreenNote, ShiftManifest
 
+_SCREENS: dict[str, type[ShiftManifest | PrefilterManifest]] = {
+    made.model_fields["artefact"].default: made for made in (ShiftManifest, PrefilterManifest)
+}
 DOES_NOT_APPLY = "perturbations that do not apply to a cell"
 
 
@@ -50,8 +54,7 @@ class PartialScreen:
         if not storage.exists(storage.join(uri, NOTE)):
             raise InputError(uri, f"a screen that was begun holds {NOTE}", "no such file", "Check the path.")
         note = ScreenNote.model_validate(storage.read_json(storage.join(uri, NOTE)))
-        found = (_record(path) for path in storage.glob(storage.join(uri, RECORDS, "*.json")))
-        return cls(uri, note, tuple(record for record in found if record is not None))
+        return cls(uri, note, _records(uri))
 
     @property
     def done(self) -> int:
@@ -62,6 +65,12 @@ class PartialScreen:
         """Return the rows there are, part by part; no part is there by half."""
         tables = [read_rows(part.uri_in(self.uri), 0, part.rows) for part in self.parts if part.rows]
         return pa.concat_tables(tables).to_pandas() if tables else pd.DataFrame()
+
+
+def _records(uri: str) -> tuple[PartRecord, ...]:
+    """Return the parts that are published below a directory."""
+    found = (_record(path) for path in storage.glob(storage.join(uri, RECORDS, "*.json")))
+    return tuple(record for record in found if record is not None)
 
 
 def _record(path: str) -> PartRecord | None:
@@ -80,9 +89,7 @@ def is_screen(uri: str) -> bool:
     """Tell whether a directory is that of a screen, finished or not."""
     if storage.exists(storage.join(uri, NOTE)):
         return True
-    manifest = storage.join(uri, MANIFEST)
-    value = storage.read_json(manifest) if storage.exists(manifest) else {}
-    return isinstance(value, dict) and value.get("artefact") == ShiftManifest.model_fields["artefact"].default
+    return _artefact(uri) in _SCREENS
 
 
 def describe_screen(uri: str, *, verify: bool = False) -> str:
@@ -99,26 +106,49 @@ def describe_screen(uri: str, *, verify: bool = False) -> str:
         A part is missing or its bytes are not those that were written.
     """
     uri = storage.absolute(uri)
-    if not storage.exists(storage.join(uri, MANIFEST)):
-        begun = PartialScreen.open(uri)
-        note, rows = begun.note, sum(part.rows for part in begun.parts)
-        if verify:
-            _verify(uri, begun.parts)
-        return (
-            f"{note.kind} in {note.cells:,} cells of {note.corpus}, model {note.model}\n"
-            f"{uri}: not finished: {len(begun.parts):,} of {note.units:,} parts,"
-            f" {begun.done:,} of at most {note.perturbations:,} perturbations, {rows:,} shifts to read"
-        )
-    manifest = ShiftManifest.load(uri)
+    if storage.exists(storage.join(uri, MANIFEST)):
+        return _finished(uri, verify=verify)
+    begun = PartialScreen.open(uri)
+    note, rows = begun.note, sum(part.rows for part in begun.parts)
     if verify:
-        _verify(uri, (*manifest.parts, *manifest.effect_parts))
+        _verify(uri, begun.parts)
+    estimates, most = [], "at most"
+    if note.estimates is not None:
+        estimates.append(f"estimates: {len(_records(note.estimates)):,} of {note.estimate_units:,} parts")
+        most = "about"
+    lines = [
+        f"{note.kind} in {note.cells:,} cells of {note.corpus}, model {note.model}",
+        *estimates,
+        f"{uri}: not finished: {len(begun.parts):,} of {note.units:,} parts,"
+        f" {begun.done:,} of {most} {note.perturbations:,} perturbations, {rows:,} shifts to read",
+    ]
+    return "\n".join(lines)
+
+
+def _finished(uri: str, *, verify: bool) -> str:
+    """Tell people what a finished screen, whole or prefiltered, has measured."""
+    manifest = _SCREENS.get(_artefact(uri), ShiftManifest).load(uri)
+    if isinstance(manifest, ShiftManifest):
+        beside, predictions, more = manifest.effect_parts, manifest.predictions, list[str]()
+    else:
+        beside, predictions, more = manifest.tables, (), summary(manifest.report)
+    if verify:
+        _verify(uri, (*manifest.parts, *beside))
     states = "none" if manifest.states is None else ", ".join(manifest.states.names)
     lines = [
         f"{manifest.kind} in cells of {manifest.corpus}, model {manifest.model}, layer {manifest.layer}",
-        f"states: {states}; predictions: {', '.join(manifest.predictions) or 'none'}",
+        f"states: {states}; predictions: {', '.join(predictions) or 'none'}",
         *told_counts(manifest),
+        *more,
     ]
     return "\n".join([*lines, f"{uri}: {manifest.rows:,} shifts, digest {manifest.digest[:12]}"])
+
+
+def _artefact(uri: str) -> str:
+    """Return the kind of artefact that a directory holds; empty if there is no manifest."""
+    manifest = storage.join(uri, MANIFEST)
+    value = storage.read_json(manifest) if storage.exists(manifest) else {}
+    return str(value.get("artefact", "")) if isinstance(value, dict) else ""
 
 
 def _verify(uri: str, parts: Sequence[PartRecord]) -> None:

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from cellray import plots, storage
 from cellray.infer.perturbation_stats import read_table
 from cellray.shift_schema import StatisticsManifest
+from cellray.statistics.aggregates import value_name
+from cellray.statistics.naming import CALLED
 
 Array = NDArray[np.float64]
 ALPHA = 0.05
@@ -21,7 +23,7 @@ HEATMAP = (30, 40)
 
 _INTERVALS = (
     *("Donor_shift_to_goal_end", "Donor_test_vs_null_shift", "Donor_avg_shift"),
-    *("Donor_Cosine_sim_mean", "Donor_Cosine_shift_mean", "Shift_to_goal_end"),
+    "Shift_to_goal_end",
 )
 """Intervals of mean effects: over donors where there are any, else over cells."""
 
@@ -46,8 +48,10 @@ class Drawing:
         return np.stack([self.column(end) for end in ends], axis=1)
 
     def labels(self, symbol: str = "Gene_name", gene: str = "Ensembl_ID") -> list[str]:
-        """Return symbols, where there are none Ensembl IDs."""
-        return [str(name) for name in self.table[symbol].fillna(self.table[gene])]
+        """Return the user's names of perturbations, where there are none symbols, else Ensembl IDs."""
+        names = self.table[symbol].fillna(self.table[gene])
+        called = gene == "Ensembl_ID" and CALLED in self.table and "Pair" not in self.table
+        return [str(name) for name in (self.table[CALLED].fillna(names) if called else names)]
 
 
 def draw_statistics(output: str, folder: str) -> list[str]:
@@ -133,7 +137,8 @@ def _ranked(
     verdicts: tuple[str, str] = ("FDR ≥ 0.05", "FDR < 0.05"),
 ) -> None:
     reference = 1.0 if label == "mean cosine similarity" else 0.0
-    name = next((name for name in _INTERVALS if drawing.interval(name) is not None), "")
+    of_measure = f"Donor_{value_name(str(drawing.manifest.options['measure']))}_mean"
+    name = next((name for name in (*_INTERVALS, of_measure) if drawing.interval(name) is not None), "")
     intervals, share = drawing.interval(name), drawing.manifest.options["confidence"]
     unit = "donors" if name.startswith("Donor") else "cells"
     bars = "" if intervals is None else f"{label}\nbars: {share:.0%} intervals over {unit}"

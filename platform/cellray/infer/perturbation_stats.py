@@ -1,7 +1,7 @@
 """Statistics of a finished screen as a job: options, gene names, tables in parquet and CSV, a manifest."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import pandas as pd
@@ -18,7 +18,7 @@ from cellray.data.session import plain_errors
 from cellray.errors import InputError
 from cellray.infer.shift_tables import ShiftTable, cell_rows
 from cellray.schema import CorpusManifest, Parent, PartRecord
-from cellray.shift_schema import StatisticsManifest
+from cellray.shift_schema import BEFORE_PREFIX, CHANGE_PREFIX, SHIFT_PREFIX, StatisticsManifest
 from cellray.statistics.aggregates import CELL, aggregate_data, aggregate_gene_shifts, value_name
 from cellray.statistics.goal_state import goal_state_shift
 from cellray.statistics.mixture_model import mixture_model
@@ -66,6 +66,10 @@ class PerturbationStatsConfig(JobConfig):
             raise ValueError("--mode vs_null and --null go together")
         if self.pairs and self.mode != "mixture_model":
             raise ValueError("--pairs goes with --mode mixture_model")
+        if self.mode == "mixture_model" and self.measure.startswith(BEFORE_PREFIX):
+            raise ValueError(
+                f"--measure {self.measure} is what cells were before the edit, no impact; use {CHANGE_PREFIX}"
+            )
         if self.anchor is not None and not self.pairs:
             raise ValueError("--anchor needs --pairs")
         if self.donor is not None and self.mode == "aggregate_gene_shifts":
@@ -95,8 +99,35 @@ def _goal(screens: Screens, options: Options) -> GeneTable:
 
 def _null(screens: Screens, options: Options) -> GeneTable:
     assert screens.null is not None
-    screens.null.require_measure(options.measure)
-    return vs_null(screens.test.stream(screens.donor), screens.null.stream(screens.donor), options)
+    differences = compare_screens(screens.test, screens.null, options.measure)
+    found = vs_null(screens.test.stream(screens.donor), screens.null.stream(screens.donor), options)
+    return replace(found, notes={**found.notes, **({"differences": differences} if differences else {})})
+
+
+def compare_screens(test: ShiftTable, null: ShiftTable, measure: str) -> dict[str, list[Any]]:
+    """Return in what two screens differ, test before null, that may be compared nevertheless.
+
+    Raises
+    ------
+    InputError
+        Their numbers do not mean the same: another model, layer or pooling, or shifts of another goal. What heads tell
+        depends on the model alone.
+    """
+    shared = {"model_digest": "--model"}
+    if not measure.startswith((BEFORE_PREFIX, CHANGE_PREFIX)):
+        shared |= {"layer": "--layer", "pooling": "--pooling"}
+    pairs = {option: (getattr(test.manifest, name), getattr(null.manifest, name)) for name, option in shared.items()}
+    states = [screen.manifest.states for screen in (test, null)]
+    if measure.startswith(SHIFT_PREFIX):
+        pairs["--goal"] = (states[0] and states[0].goal, states[1] and states[1].goal)
+    for option, (ours, theirs) in pairs.items():
+        if ours != theirs:
+            rule, fix = f"both screens must have one {option}", "Screen the null cells as the test cells."
+            raise InputError(null.uri, rule, f"{theirs} in the null screen, {ours} in the test", fix)
+    told = {name: [getattr(each.manifest, name) for each in (test, null)] for name in ("kind", "corpus")}
+    told["start"] = [each and each.start for each in states]
+    told |= {name: [each.manifest.design.get(name) for each in (test, null)] for name in ("quartiles", "precision")}
+    return {name: both for name, both in told.items() if both[0] != both[1]}
 
 
 def _mixture(screens: Screens, options: Options) -> GeneTable:
@@ -136,6 +167,9 @@ def perturbation_stats(config: PerturbationStatsConfig) -> StatisticsManifest:
     test = ShiftTable.open(config.shifts)
     test.require_measure(config.measure)
     null = None if config.null is None else ShiftTable.open(config.null)
+    if null is not None:
+        null.require_measure(config.measure)
+        compare_screens(test, null, config.measure)
     names, named_by = gene_names(config, test)
     output = storage.absolute(config.output)
     choices = config.model_dump(
@@ -190,7 +224,7 @@ def gene_names(config: PerturbationStatsConfig, screen: ShiftTable) -> tuple[Gen
     if config.gene_names is not None:
         symbols |= read_gene_names(config.gene_names)
         source = f"symbols: {config.gene_names}; {source}"
-    return GeneNames(tokens, symbols), source
+    return GeneNames(tokens, symbols, screen.names()), source
 
 
 def _gene(name: str | None, names: GeneNames) -> str | None:
@@ -216,7 +250,8 @@ def _vocabulary(config: PerturbationStatsConfig, screen: ShiftTable) -> tuple[Ge
 
 
 def named(table: pd.DataFrame, names: GeneNames) -> pd.DataFrame:
-    """Put the columns of token ids and symbols before those of Ensembl IDs."""
+    """Put the columns of token ids, symbols and the user's names of perturbations before those of Ensembl IDs."""
+    table = names.called(table, "Pair" if "Pair" in table else "Ensembl_ID")
     if "Affected_Ensembl_ID" in table:
         table = names.put_before(table, "Ensembl_ID", "Perturbed", "Gene_name")
         table = names.put_before(table, "Affected_Ensembl_ID", "Affected", "Affected_gene_name")
@@ -237,7 +272,7 @@ def _cells(
         _, symbols = names.columns(genes)
         shown = pd.Series(symbols, dtype=object).fillna(genes)
         columns = {value_name(config.measure): rows["value"], "Gene": shown, "Ensembl_ID": genes}
-        frame = pd.DataFrame({**columns, "cell_id": rows["cell"].to_pylist()})
+        frame = names.called(pd.DataFrame({**columns, "cell_id": rows["cell"].to_pylist()}), "Ensembl_ID")
         yield frame[genes.isin(kept) & frame[value_name(config.measure)].notna()]
 
 

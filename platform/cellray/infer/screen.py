@@ -98,6 +98,8 @@ class ScreenConfig(ReplicaConfig):
             raise ValueError("--alternatives needs --state-column, --start and --goal")
         if self.effects and self.pooling != "cell":
             raise ValueError("--effects needs --pooling cell")
+        if sum(map(bool, (self.together, self.pairs, self.anchor))) > 1:
+            raise ValueError("--together, --pairs and --anchor: one of them at most")
         other = self.genes != (ALL_GENES,) or self.together or self.pairs or self.anchor
         if self.perturbations is not None and other:
             raise ValueError("--perturbations goes without --genes, --together, --pairs and --anchor")
@@ -128,7 +130,7 @@ def screen(config: ScreenConfig) -> ShiftManifest | PrefilterManifest | ScreenPl
     """
     corpus, model, reference = open_pair(config)
     design = open_design(config, corpus)
-    _check(config, corpus, model)
+    _check(config, corpus, model, design)
     plan = make_plan(config, corpus, model, design)
     if not config.exact:
         return _prefiltered(config, corpus, model, reference, design, plan)
@@ -156,9 +158,19 @@ def screen(config: ScreenConfig) -> ShiftManifest | PrefilterManifest | ScreenPl
         "perturb", output, plan.units, lambda: ScreenWorker(options), config.pool, measure, find
     )
     parts = require_records(results)
+    if not any(part.rows for part in parts):
+        rule, fix = "some perturbation must apply to some cell", "Choose genes that the cells have, or other cells."
+        raise InputError(corpus.uri, rule, f"none of {plan.copies:,}{_lacked(corpus, design, plan)}", fix)
     manifest = _manifest(config, corpus, model, reference, design, plan, parts, request)
     publish_manifest(output, manifest, (EFFECTS,) if config.effects else ())
     return manifest
+
+
+def _lacked(corpus: Corpus, design: Design, plan: ScreenPlan) -> str:
+    """Tell which listed genes all the chosen cells lack."""
+    lacking, cells = find_lacking(corpus, design, plan.chosen_n), int(plan.chosen_n.sum())
+    genes = [] if lacking is None else [gene for gene, number in lacking.genes.items() if number == cells]
+    return f"; all cells lack {listing(genes)}" if genes else ""
 
 
 def _prefiltered(
@@ -198,7 +210,8 @@ def open_design(config: ScreenConfig, corpus: Corpus) -> Design:
     """
     symbols = None if config.gene_names is None else read_symbols(config.gene_names)
     if config.perturbations is not None:
-        return read_design(corpus.vocabulary, config.perturbations, symbols)
+        ordered = make_edit(config.kind, config.quartiles).ordered
+        return read_design(corpus.vocabulary, config.perturbations, symbols, ordered=ordered)
     return make_design(
         corpus.vocabulary,
         config.genes,
@@ -209,12 +222,15 @@ def open_design(config: ScreenConfig, corpus: Corpus) -> Design:
     )
 
 
-def _check(config: ScreenConfig, corpus: Corpus, model: ModelDirectory) -> None:
+def _check(config: ScreenConfig, corpus: Corpus, model: ModelDirectory, design: Design) -> None:
     make_edit(config.kind, config.quartiles)
     check_pooling(config.pooling, corpus.vocabulary)
     check_layer(model, config.layer)
+    if design.largest > (most := corpus.vocabulary.layout(corpus.manifest.encoding.input_size).max_genes):
+        rule, fix = f"cells of this corpus hold {most:,} genes at most", "List fewer genes together."
+        raise InputError("--genes", rule, f"{design.largest:,} that are perturbed together", fix)
     names = prediction_names(cell_heads(model)) if config.probabilities else ()
-    own = shift_schema(config.states.names if config.states else (), (), names).names
+    own = shift_schema(config.states.names if config.states else (), (), names, named=design.named).names
     if taken := set(own) & set(corpus.manifest.obs_kinds):
         rule, fix = "an obs column may not bear a name of the shifts' own", "Tokenize again without it, or rename it."
         raise InputError(corpus.uri, rule, listing(taken), fix)
@@ -303,7 +319,7 @@ def _manifest(
         pooling=config.pooling,
         states=config.states,
         obs_kinds=dict(corpus.manifest.obs_kinds),
-        design={**asked, "perturbations": len(design), "digest": design.digest},
+        design={**asked, "perturbations": len(design), "digest": design.digest, "named": design.named},
         skipped=plan.skipped,
         lacking=find_lacking(corpus, design, plan.chosen_n),
         predictions=prediction_names(cell_heads(model)) if config.probabilities else (),

@@ -1,6 +1,6 @@
 """What a screen would do: which cells, cut into which units of work, at what cost."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +22,14 @@ _COPIES_PER_UNIT = 16_384
 
 
 @dataclass(frozen=True)
+class Cost:
+    """Rows that go through the model, and their tokens; a backward pass counts as two rows."""
+
+    rows: int
+    tokens: int
+
+
+@dataclass(frozen=True)
 class ScreenPlan:
     """What a screen would do.
 
@@ -36,7 +44,9 @@ class ScreenPlan:
     skipped
         Why others are not: reason to cells.
     copies, tokens
-        Perturbed copies at most, and tokens to compute.
+        Perturbed copies at most, and their tokens.
+    other
+        What is computed besides, by what it is for.
     together
         How many neighbouring cells are batched together.
     work
@@ -51,6 +61,15 @@ class ScreenPlan:
     tokens: int
     together: int
     work: dict[str, int]
+    other: dict[str, Cost] = field(default_factory=dict)
+
+    @property
+    def whole(self) -> Cost:
+        """All that is computed."""
+        return Cost(
+            self.copies + sum(cost.rows for cost in self.other.values()),
+            self.tokens + sum(cost.tokens for cost in self.other.values()),
+        )
 
 
 def make_plan(config: "ScreenConfig", corpus: Corpus, model: ModelDirectory, design: Design) -> ScreenPlan:
@@ -89,11 +108,26 @@ def make_plan(config: "ScreenConfig", corpus: Corpus, model: ModelDirectory, des
             key = schema.request_digest(unit=unit.key, first=start, stop=stop)
             units.append(replace(unit, key=key))
             ranges[key] = (first, start, stop)
-            work[key] = int(np.clip(each_n[first : first + len(own)][own] - start, 0, stop - start).sum())
+            count_n = np.clip(each_n[first : first + len(own)][own] - start, 0, stop - start)
+            work[key] = int(design.copies(count_n, start).sum())
         first += len(own)
-    copies = int(each_n[chosen_n].sum())
-    tokens = int((each_n * length_n)[chosen_n].sum())
-    return ScreenPlan(units, ranges, chosen_n, skipped, copies, tokens, together, work)
+    copies_n = design.copies(each_n[chosen_n])
+    tokens = int((copies_n * length_n[chosen_n]).sum())
+    copies = int(copies_n.sum())
+    other = _other_costs(config, length_n, chosen_n, Cost(copies, tokens))
+    return ScreenPlan(units, ranges, chosen_n, skipped, copies, tokens, together, work, other)
+
+
+def _other_costs(
+    config: "ScreenConfig", length_n: NDArray[np.int64], chosen_n: NDArray[np.bool_], copies: Cost
+) -> dict[str, Cost]:
+    """Return what is computed beside the copies; cells' states are embedded with all other cells of the corpus."""
+    cells = Cost(int(chosen_n.sum()), int(length_n[chosen_n].sum()))
+    again = Cost(copies.rows + cells.rows, copies.tokens + cells.tokens)
+    every = Cost(len(length_n), int(length_n.sum()))
+    found = {"unperturbed cells": (True, cells), "what heads tell": (config.probabilities, again)}
+    found["states"] = (config.state_column is not None and config.state_embeddings is None, every)
+    return {name: cost for name, (asked, cost) in found.items() if asked}
 
 
 def corpus_lengths(corpus: Corpus) -> NDArray[np.int64]:

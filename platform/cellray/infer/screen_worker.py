@@ -102,7 +102,7 @@ class ScreenWorker:
         columns = [schema.INPUT_IDS, schema.CELL_ID, *options.obs_columns]
         table = self._corpus.read(unit.uri, unit.start, unit.stop, columns)
         obs = list(table.select(options.obs_columns).schema)
-        part = open_part(shift_schema(options.states, obs, self._predictions))
+        part = open_part(shift_schema(options.states, obs, self._predictions, named=options.design.named))
         if not options.effects:
             self._write(unit, table, part, None)
         else:
@@ -184,11 +184,12 @@ class ScreenWorker:
         rank_r = np.array([ranks[c][p] for c, p in zip(cell_r, place_r, strict=True)], np.int32)
         numbers = np.array([cells[c].number_p[p] for c, p in zip(cell_r, place_r, strict=True)], np.int32)
         chosen = table.take(pa.array(row_r))
-        obs = chosen.select(self._options.obs_columns)
+        obs, design = chosen.select(self._options.obs_columns), self._options.design
         columns = [
             chosen[schema.CELL_ID],
             pa.array(numbers),
             pa.array([titles[c][p] for c, p in zip(cell_r, place_r, strict=True)], pa.string()),
+            *([pa.array([design.names[number] for number in numbers], pa.string())] if design.named else []),
             pa.array(rank_r),
             pa.array(np.array([len(cell.genes_n) for cell in cells], np.int32)[cell_r]),
             pa.array(found.similarity_r[order]),
@@ -200,7 +201,8 @@ class ScreenWorker:
             ),
             *obs.columns,
         ]
-        return pa.table(columns, schema=shift_schema(self._options.states, list(obs.schema), self._predictions))
+        columns_of = shift_schema(self._options.states, list(obs.schema), self._predictions, named=design.named)
+        return pa.table(columns, schema=columns_of)
 
     def _best_ranks(self, cell: _Cell) -> NDArray[np.int32]:
         """Return for each perturbation the best rank of its genes in the cell, `ABSENT` where it has none of them."""

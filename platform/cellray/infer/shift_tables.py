@@ -20,6 +20,7 @@ from cellray.shift_schema import (
     AFFECTED,
     CELL_GENES,
     GENES,
+    NAME,
     RANK,
     SIMILARITY,
     ShiftManifest,
@@ -118,6 +119,14 @@ class ShiftTable:
             raise InputError(self.uri, "aggregate_gene_shifts needs gene effects", "none", fix)
         return PartEffects(self)
 
+    def names(self) -> dict[str, str]:
+        """Return by its genes what the user called each perturbation; nothing where there were no names."""
+        found: dict[str, str] = {}
+        for batch in self.batches([GENES, NAME], [GENES, NAME]) if self.manifest.design.get("named") else ():
+            pairs = pa.table([batch[GENES], batch[NAME]], [GENES, NAME]).group_by([GENES, NAME]).aggregate([])
+            found.update(zip(_plain(pairs[GENES]), _plain(pairs[NAME]), strict=True))
+        return found
+
     def require_measure(self, measure: str) -> None:
         """Check that the rows have a measure.
 
@@ -159,6 +168,10 @@ def _distinct(batches: Iterator[pa.RecordBatch], columns: Sequence[str]) -> list
 def _text(column: pa.Array) -> pa.Array:
     """Return the distinct values of a column, as text."""
     return pc.cast(pc.unique(column.dictionary_decode() if _is_dictionary(column) else column), pa.string())
+
+
+def _plain(column: pa.ChunkedArray) -> list[str]:
+    return list(pc.cast(column, pa.string()).to_pylist())
 
 
 def _is_dictionary(column: pa.Array) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from cellray.shift_schema import BEFORE_PREFIX, SHIFT_PREFIX, SIMILARITY
 from cellray.statistics import stream as streams
 from cellray.statistics.donors import donor_groups, donor_means, donor_notes, donor_table, require_donors
 from cellray.statistics.moments import GroupMoments
@@ -47,14 +48,20 @@ def aggregate_data(stream: ShiftStream, options: Options) -> GeneTable:
     notes: dict[str, object] = {}
     if stream.donors:
         mean_gd = donor_means(moments)[kept]
-        table = pd.concat([table, donor_table(f"{name}_mean", mean_gd, mean_gd - options.no_effect, options)], axis=1)
-        notes["donors"] = donor_notes(options, f"a donor's mean less {options.no_effect:g} (no effect), against 0")
+        over_donors = donor_table(f"{name}_mean", mean_gd, mean_gd - options.no_effect, options)
+        tested = f"a donor's mean less {options.no_effect:g} (no effect), against 0"
+        if options.measure.startswith(BEFORE_PREFIX):  # there was no edit yet, so there is no effect to test
+            over_donors = over_donors[["N_Donors", *(each for each in over_donors if each.startswith(f"Donor_{name}"))]]
+            tested = "nothing: what a cell was before the edit is no effect"
+        table = pd.concat([table, over_donors], axis=1)
+        notes["donors"] = donor_notes(options, tested)
     return GeneTable(table, streams.counted({streams.NOT_A_NUMBER: lost}) | dropped, notes)
 
 
 def value_name(measure: str) -> str:
-    """Return what the official tables call a measure."""
-    return "Cosine_sim" if measure == "similarity" else "Cosine_shift"
+    """Return what the official tables call a measure; those they do not know keep their names."""
+    official = {SIMILARITY: "Cosine_sim", SHIFT_PREFIX: "Cosine_shift"}
+    return next((name for start, name in official.items() if measure.startswith(start)), measure)
 
 
 def _by_donor(stream: ShiftStream, measure: str) -> tuple[GroupMoments, int]:

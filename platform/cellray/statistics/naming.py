@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 
 from cellray.shift_schema import GROUP_MARK
 
+CALLED = "Perturbation_name"
+"""Column of the names that the user gave."""
+
 
 def gene_digests(genes: Sequence[str]) -> NDArray[np.uint64]:
     """Return a 64-bit digest of each name, the same in every run."""
@@ -30,10 +33,13 @@ class GeneNames:
         Ensembl ID to token id.
     symbols
         Ensembl ID to symbol.
+    perturbations
+        Genes, joined, to what the user called their perturbation.
     """
 
     tokens: Mapping[str, int] = field(default_factory=dict)
     symbols: Mapping[str, str] = field(default_factory=dict)
+    perturbations: Mapping[str, str] = field(default_factory=dict)
 
     def columns(self, perturbations: "pd.Series[str]") -> tuple[list[str | None], list[str | None]]:
         """Return token ids and symbols, as text, of genes or of groups of genes; None where unknown."""
@@ -49,6 +55,14 @@ class GeneNames:
         table.insert(place, symbol, pd.Series(symbols, table.index, "string"))
         table.insert(place, token, pd.Series(tokens, table.index, "string"))
         return table
+
+    def called(self, table: pd.DataFrame, column: str) -> pd.DataFrame:
+        """Return a table with what the user called the perturbations of a column, if that is known, in front of it."""
+        if not self.perturbations:
+            return table
+        names = table[column].map(self.perturbations).astype("string")
+        before = list(table).index(column)
+        return pd.concat([table.iloc[:, :before], names.rename(CALLED), table.iloc[:, before:]], axis=1)
 
 
 def _translated(perturbations: "pd.Series[str]", names: Mapping[str, str]) -> list[str | None]:

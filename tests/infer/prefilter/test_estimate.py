@@ -129,6 +129,18 @@ def _own_terms(estimator: Estimator, genes_n: np.ndarray) -> np.ndarray:
     return np.array(own)
 
 
+@pytest.mark.parametrize("kind", ["delete", "overexpress"])
+def test_before_the_first_layer_estimates_are_exact_for_the_pooling(kind: str) -> None:
+    """The output of the embeddings: nothing attends to anything."""
+    vocabulary, goal = vocabulary_of("v1"), np.random.default_rng(0).normal(size=128).astype(np.float32)
+    encoder = encoder_of(vocabulary, moved=0.5)
+    encoder.bert.encoder.layer = torch.nn.ModuleList()
+    readout = Goal(torch.from_numpy(goal), cls=False)
+    estimate_n = Estimator(encoder, vocabulary.layout(48), kind, readout, GENES, 512)(cell_of(vocabulary))
+    exact_n = exact(encoder, vocabulary, False, kind, goal)[:, 0]
+    assert np.corrcoef(estimate_n, exact_n)[0, 1] > 0.98
+
+
 @pytest.mark.parametrize("readout", [Goal(torch.ones(128), cls=False), Likeness(3, 128, 0, cls=False)])
 def test_cells_of_one_or_two_genes(readout: Readout) -> None:
     vocabulary = vocabulary_of("v1")

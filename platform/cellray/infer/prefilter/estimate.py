@@ -56,6 +56,20 @@ def applicable(kind: str, genes: int) -> slice:
     return slice(0, genes if genes > 1 else 0) if kind == "delete" else slice(1, genes)
 
 
+def passes(kind: str, numbers: int, grid: int) -> int:
+    """Return the forward passes that the estimates of a cell cost, a backward pass counted as two.
+
+    Parameters
+    ----------
+    numbers
+        How many are read out of the cell.
+    grid
+        See `Estimator`.
+    """
+    rows = 2 + (_GROUPS if kind == "overexpress" else 0)
+    return rows * (1 + 2 * numbers) + grid
+
+
 @dataclass(frozen=True)
 class Estimator:
     """Estimates the measures of a cell's perturbations.
@@ -86,8 +100,7 @@ class Estimator:
     @property
     def passes(self) -> int:
         """Forward passes that a cell's estimates cost; a backward pass counts as two."""
-        rows = 2 + (_GROUPS if self.kind == "overexpress" else 0)
-        return rows * (1 + 2 * self.readout.count) + self.grid
+        return passes(self.kind, self.readout.count, self.grid)
 
     def __call__(self, genes_n: NDArray[np.uint16]) -> NDArray[np.float32]:
         """Return the estimated measure for each rank: shift or similarity; 0 or 1 where nothing would change.
@@ -123,7 +136,8 @@ class Estimator:
         number_rk = readout(hidden_rld, cell.gene_l)
         own, moved = [], []
         for k in range(readout.count):
-            slopes = torch.autograd.grad(number_rk[:, k].sum(), [leaf_rld, log_gate_rl], retain_graph=True)
+            leaves = [leaf_rld, log_gate_rl]  # before the first layer there are no gates: then their slopes are 0
+            slopes = torch.autograd.grad(number_rk[:, k].sum(), leaves, retain_graph=True, materialize_grads=True)
             slope_rld, gate_rl = (each.double() for each in slopes)
             moved.append((slope_rld[:2].mean(0) * (placed_rld[1] - placed_rld[0]).double()).sum(1))
             own_l = (

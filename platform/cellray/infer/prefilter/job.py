@@ -20,12 +20,22 @@ from cellray.data.publishing import finished, publish_manifest
 from cellray.data.units import require_records, run_units_on_actors
 from cellray.errors import InputError
 from cellray.infer.prefilter.choice import CHOSEN, Means, PrefilteredDesign, choose_genes
+from cellray.infer.prefilter.options import prefiltered_plan
 from cellray.infer.prefilter.report import Evaluated, Rows, gene_table
 from cellray.infer.prefilter.workers import EstimateSettings, EstimateWorker, PrefilteredWorker
+from cellray.infer.screen_plan import corpus_lengths
 from cellray.infer.screen_worker import ScreenOptions
-from cellray.prefilter_schema import CHOICE, ESTIMATE, PROBABILITY, ROW, EstimateManifest, PrefilterManifest
+from cellray.prefilter_schema import (
+    CHOICE,
+    ESTIMATE,
+    GENE_TABLE,
+    PROBABILITY,
+    ROW,
+    EstimateManifest,
+    PrefilterManifest,
+)
 from cellray.schema import PartRecord
-from cellray.shift_schema import PERTURBATION, SIMILARITY, shift_column
+from cellray.shift_schema import NOTE, PERTURBATION, SIMILARITY, ScreenNote, shift_column
 
 if TYPE_CHECKING:
     from cellray.infer.screen import ScreenConfig
@@ -33,7 +43,6 @@ if TYPE_CHECKING:
 
 FOLDER = "estimates"
 """Ending of the directory of the estimates, beside that of the shifts; they stay."""
-TABLE = "genes"
 CONFIDENCE = 0.95
 
 
@@ -191,6 +200,7 @@ def prefiltered(run: Prefilter, fields: dict[str, Any]) -> PrefilterManifest:
     request = schema.request_digest(artefact="prefiltered perturbation shifts", units=units, **asked)
     if done := finished(run.output, request, PrefilterManifest):
         return done
+    _note(run, request)
     estimates = run.estimate()
     means, design = run.choose(estimates)
     if not means.count_v.any():
@@ -214,6 +224,23 @@ def prefiltered(run: Prefilter, fields: dict[str, Any]) -> PrefilterManifest:
     return manifest
 
 
+def _note(run: Prefilter, request: str) -> None:
+    """Say at the output what is to do."""
+    few = prefiltered_plan(run.config, run.plan, corpus_lengths(run.corpus))
+    note = ScreenNote(
+        request=request,
+        kind=run.config.kind,
+        corpus=run.lineage["corpus"],
+        model=run.lineage["model"],
+        cells=int(run.plan.chosen_n.sum()),
+        units=len(run.plan.units),
+        perturbations=few.copies,
+        estimates=run.estimates,
+        estimate_units=len(set(run.estimate_units().values())),
+    )
+    storage.write_bytes(storage.join(run.output, NOTE), note.model_dump_json(indent=1).encode())
+
+
 def _cost(estimates: EstimateManifest, parts: Sequence[PartRecord], means: Means) -> dict[str, Any]:
     """Return rows through the model, a backward pass counted as two; unperturbed rows of both ways are not."""
     spent = sum(part.counts.get("forward passes", 0) for part in estimates.parts)
@@ -225,7 +252,8 @@ def _write(output: str, table: pd.DataFrame) -> tuple[PartRecord, ...]:
     """Write the gene table as parquet and as CSV."""
     arrow = pa.Table.from_pandas(table, preserve_index=False).replace_schema_metadata()
     records = []
-    for path, write in ((f"{TABLE}.parquet", pq.write_table), (f"{TABLE}.csv", pa_csv.write_csv)):
+    beside = GENE_TABLE.removesuffix(".parquet") + ".csv"
+    for path, write in ((GENE_TABLE, pq.write_table), (beside, pa_csv.write_csv)):
         with storage.atomic_file(storage.join(output, path)) as temporary:
             write(arrow, temporary)
             digest = storage.sha256_file(str(temporary))

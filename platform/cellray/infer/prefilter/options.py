@@ -1,5 +1,6 @@
 """Which options of a screen go with a prefilter, and what such a screen will cost at most."""
 
+import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -7,10 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellray.infer.prefilter.estimate import ESTIMATED
+from cellray.infer.prefilter.workers import EstimateSettings
+from cellray.infer.screen_plan import Cost
 
 if TYPE_CHECKING:
     from cellray.infer.screen import ScreenConfig
     from cellray.infer.screen_plan import ScreenPlan
+
+logger = logging.getLogger(__name__)
+
+ESTIMATES = "estimates"
 
 
 def check_prefilter(config: "ScreenConfig") -> None:
@@ -40,6 +47,25 @@ def check_prefilter(config: "ScreenConfig") -> None:
 
 
 def prefiltered_plan(config: "ScreenConfig", plan: "ScreenPlan", length_n: NDArray[np.int64]) -> "ScreenPlan":
-    """Return a plan with the exact evaluations of a prefiltered screen: what is expected of them, not more."""
+    """Return a plan with the estimates of a prefiltered screen and the exact evaluations that are expected.
+
+    It logs a warning if the whole screen would cost less.
+    """
     each_n = np.minimum(config.evaluate + config.sample, length_n) * plan.chosen_n
-    return replace(plan, copies=int(each_n.sum()), tokens=int((each_n * length_n).sum()))
+    estimates = EstimateSettings(config.goal).passes(config.kind)
+    few = replace(
+        plan,
+        copies=int(each_n.sum()),
+        tokens=int((each_n * length_n).sum()),
+        other={
+            ESTIMATES: Cost(estimates * int(plan.chosen_n.sum()), estimates * int(length_n[plan.chosen_n].sum())),
+            **plan.other,
+        },
+    )
+    if few.whole.tokens > plan.whole.tokens:
+        logger.warning(
+            "--no-exact costs more here than all perturbations: %s against %s tokens to compute; leave it out",
+            f"{few.whole.tokens:,}",
+            f"{plan.whole.tokens:,}",
+        )
+    return few

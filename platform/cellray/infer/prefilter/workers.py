@@ -18,7 +18,7 @@ from cellray.data.corpora.corpus import read_rows
 from cellray.data.parts import PartWriter, Unit
 from cellray.infer.perturbed import Measures
 from cellray.infer.prefilter.choice import CHOSEN, SAMPLED, PrefilteredDesign
-from cellray.infer.prefilter.estimate import Estimator, applicable
+from cellray.infer.prefilter.estimate import Estimator, applicable, passes
 from cellray.infer.prefilter.readouts import Goal, Likeness, Readout
 from cellray.infer.screen_worker import ScreenOptions, ScreenWorker
 from cellray.model.encoder import load_encoder
@@ -47,6 +47,10 @@ class EstimateSettings:
     grid: int = 8
     probes: int = 8
     seed: int = 0
+
+    def passes(self, kind: str) -> int:
+        """Forward passes that a cell's estimates cost at most; see `estimate.passes`."""
+        return passes(kind, self.probes if self.goal is None else 1, self.grid)
 
     def readout(
         self, states: Mapping[str, NDArray[np.float32]], width: int, device: torch.device, *, cls: bool
@@ -120,6 +124,8 @@ class PrefilteredWorker(ScreenWorker):
         uri = storage.join(self._estimates, unit.path)
         table = read_rows(uri, 0, np.iinfo(np.int64).max, [ROW, RANK, ESTIMATE])
         row_r, rank_r, estimate_r = (column.to_numpy() for column in table.columns)
+        if not len(row_r):  # no cell of the unit has genes enough
+            return {}
         rows, first = np.unique(row_r, return_index=True)
         found = {}
         for row, start, stop in zip(rows.tolist(), first, [*first[1:], len(row_r)], strict=True):
