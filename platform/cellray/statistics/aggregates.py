@@ -51,7 +51,9 @@ def aggregate_data(stream: ShiftStream, options: Options) -> GeneTable:
         over_donors = donor_table(f"{name}_mean", mean_gd, mean_gd - options.no_effect, options)
         tested = f"a donor's mean less {options.no_effect:g} (no effect), against 0"
         if options.measure.startswith(BEFORE_PREFIX):  # there was no edit yet, so there is no effect to test
-            over_donors = over_donors[["N_Donors", *(each for each in over_donors if each.startswith(f"Donor_{name}"))]]
+            over_donors = over_donors[
+                ["N_Donors", *(each for each in over_donors if str(each).startswith(f"Donor_{name}"))]
+            ]
             tested = "nothing: what a cell was before the edit is no effect"
         table = pd.concat([table, over_donors], axis=1)
         notes["donors"] = donor_notes(options, tested)
