@@ -240,7 +240,7 @@ class AsyncClient:
 
     async def _post(self, path: str, chunk: Chunk, asked: dict[str, Any]) -> Any:  # noqa: ANN401  # httpx2.Response
         body = wire.pack_cells(chunk.table, asked)
-        headers = {"content-type": wire.ARROW_STREAM, "accept": wire.ARROW_STREAM}
+        headers = {"content-type": wire.CELLS, "accept": wire.ARROW_STREAM}
         if self._encoding is not None:
             body, headers["content-encoding"] = wire.compress(body, self._encoding), self._encoding
         return await self._transport.send("POST", f"{path}?model={asked['model']}", body, headers)
