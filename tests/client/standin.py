@@ -178,6 +178,8 @@ def make_app(state: Standin) -> FastAPI:
         instead = None if fault is None else await fault()
         if instead is not None:
             return instead
+        if request.headers["content-type"] != wire.CELLS:
+            return error(415, "unsupported_media_type")
         encoding = request.headers.get("content-encoding")
         if encoding:
             body = wire.decompress(body, encoding, 1 << 30) or b""
