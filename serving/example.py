@@ -39,7 +39,7 @@ def example_cells(vocabulary: GeneVocabulary, encode: Encoder) -> Sample:
         Of the model.
     """
     with _lock:  # the real ones are read once, by whoever comes first
-        real = _real()
+        real = real_cells()
     if real is not None and _fits(real.cells, encode):
         return real
     return made_up(vocabulary)
@@ -74,7 +74,7 @@ def _fits(cells: CellTable, encode: Encoder) -> bool:
 
 
 @cache
-def _real() -> Sample | None:
+def real_cells() -> Sample | None:
     """Return real cells, read in a child so that what that imports is gone with it; None if they cannot be read."""
     found = call_isolated(_restored, REAL, "the example", _READ_S)
     return found if isinstance(found, Sample) else None

@@ -10,6 +10,7 @@ import { columns, csv, ranked, shown, tableRows } from "./ranking.js";
 const $ = (id) => document.getElementById(id);
 const BARS = 25;
 const ROWS = 50;
+const FEW_CELLS = 0.1; // a mean over a smaller share of the cells is not shown unless it is asked for
 
 const state = { models: [], cells: null, picked: new Set(), genes: [], legend: null, result: null, sort: ["place", 1] };
 let worker = null;
@@ -92,9 +93,14 @@ function load(name, path, options) {
     if (!model()) await loadModels();
     if (!model()) return;
     tell(`Reading ${name} …`);
-    const cells = new Cells((await call(path(), { ...options, signal })).body);
-    await showCells(cells, signal, tell);
+    const { body } = await call(path(), { ...options, signal });
+    await showCells(new Cells({ ...body, about: body.about || name }), signal, tell);
   });
+}
+
+// Another model or pooling: the same cells anew.
+function reload() {
+  if (state.cells) during("load", (signal, tell) => showCells(state.cells, signal, tell));
 }
 
 async function showCells(cells, signal, tell) {
@@ -263,7 +269,9 @@ function run() {
     tell("Asking the model …");
     const found = await perturb(ask, signal, tell);
     if (state.cells !== cells) return;
-    state.result = { ...found, goal, ask, rows: ranked(found.table, (genes) => cells.label(genes), goal) };
+    state.result = { ...found, goal, ask, every: ranked(found.table, (genes) => cells.label(genes), goal) };
+    $("least").max = ask.cells.length;
+    $("least").value = Math.ceil(FEW_CELLS * ask.cells.length);
     state.sort = ["place", 1];
     showResult();
     $("result-card").scrollIntoView({ block: "nearest" });
@@ -271,14 +279,18 @@ function run() {
 }
 
 function showResult() {
-  const { rows, goal, ask, counts } = state.result;
+  const { every, goal, ask, counts } = state.result;
+  const rows = every.filter((row) => row.cells >= Number($("least").value));
+  rows.forEach((row, i) => { row.place = i + 1; });
+  state.result.rows = rows;
   const n = ask.cells.length;
   const over = n === 1 ? "" : ask.top ? ` Means over the cells in which a gene is among the ${ask.top} strongest.`
     : " Means over the cells.";
   const lost = Object.entries(counts).filter(([name, value]) => value && name !== "perturbations")
     .map(([name, value]) => ` ${value} ${name}.`).join("");
   $("result-note").textContent = `${ask.kind}, ${n} cell${n === 1 ? "" : "s"}, ${counts.perturbations} perturbations.${over}${lost}`
-    + (rows.length ? "" : " None of the genes is in these cells.");
+    + (every.length ? "" : " None of the genes is in these cells.")
+    + (rows.length < every.length ? ` ${every.length - rows.length} genes in fewer cells are not shown.` : "");
   $("result-card").hidden = false;
   const title = columns(goal)[2].title;
   const caption = make("figcaption", { textContent: `${title}, ${Math.min(BARS, rows.length)} of ${rows.length} genes` });
@@ -330,7 +342,11 @@ $("key").onchange = () => {
   setKey($("key").value.trim());
   loadModels();
 };
-$("model").onchange = showModel;
+$("model").onchange = () => {
+  showModel();
+  reload();
+};
+$("pooling").onchange = $("layer").onchange = reload;
 $("example").onclick = () => load("the example", () => `v1/example?model=${encodeURIComponent(model().name)}`, {});
 $("file").onchange = () => {
   const [file] = $("file").files;
@@ -355,6 +371,7 @@ $("ask").onsubmit = (event) => {
   event.preventDefault();
   run();
 };
+$("least").onchange = showResult;
 $("more").onclick = () => showTable(Infinity);
 $("csv-genes").onclick = downloadGenes;
 $("csv-rows").onclick = () => download("perturbations.csv", csv(...tableRows(state.result.table)));

@@ -1,7 +1,7 @@
 // Ranked bars of the strongest genes, as SVG.
 import { shown } from "./ranking.js";
 
-const [WIDTH, LINE, LEFT, RIGHT, TOP] = [460, 20, 118, 62, 6];
+const [WIDTH, LINE, LEFT, RIGHT, TOP] = [460, 20, 134, 58, 6];
 const MOST_LABEL = 16;
 
 function node(name, attributes, text) {

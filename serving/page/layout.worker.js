@@ -7,7 +7,7 @@ const FEW = 12; // UMAP says nothing of fewer cells
 const MIN_DIST = 0.3;
 const SHOW_EVERY = 15;
 
-// Mulberry32: the same cells give the same map.
+// Mulberry32: the same embeddings give the same map.
 function seeded(seed) {
   let state = seed;
   return () => {

@@ -63,7 +63,7 @@ export class CellMap {
 
   #dot(pen, [x, y], i, style) {
     const dim = this.picked.size > 0 && !this.picked.has(i);
-    pen.globalAlpha = dim ? 0.28 : 0.9;
+    pen.globalAlpha = dim ? 0.4 : 0.9;
     pen.beginPath();
     pen.arc(x, y, RADIUS, 0, 2 * Math.PI);
     pen.fillStyle = this.colours[i] || style.color;

@@ -8,10 +8,10 @@ const [FIRST_LOOK_S, LONGEST_LOOK_S] = [0.3, 2];
 export async function embed(cells, how, most, signal, tell) {
   const embeddings = Array(cells.length);
   const notes = Array(cells.length);
-  let [next, done] = [0, 0];
+  let [next, done, failed] = [0, 0, false];
   tell(0);
   const ask = async () => {
-    while (next < cells.length) {
+    while (next < cells.length && !failed) {
       const start = next;
       next = Math.min(cells.length, start + most);
       const places = Array.from({ length: next - start }, (_, i) => start + i);
@@ -25,7 +25,11 @@ export async function embed(cells, how, most, signal, tell) {
       tell(done);
     }
   };
-  await Promise.all(Array.from({ length: AT_ONCE }, ask));
+  const asked = Array.from({ length: AT_ONCE }, () => ask().catch((error) => {
+    failed = true;
+    throw error;
+  }));
+  await Promise.all(asked);
   return { embeddings, notes };
 }
 

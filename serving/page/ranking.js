@@ -1,6 +1,6 @@
 // From the table of an answer to genes by effect, and to CSV. Knows numbers; not the page.
 
-// Columns: { name, title, number }; rows: { genes, label, effect, cells, similarity }
+// Returns { genes, label, effect, similarity, cells } of all genes, the strongest first.
 export function ranked(table, label, goal) {
   const shift = goal ? table[`shift:${goal}`] : null;
   const groups = new Map();
@@ -14,7 +14,6 @@ export function ranked(table, label, goal) {
   const rows = [...groups.values()].map(({ genes, effect, similarity, cells }) => (
     { genes, label: label(genes), effect: effect / cells, similarity: similarity / cells, cells }));
   rows.sort((a, b) => Math.abs(b.effect) - Math.abs(a.effect));
-  rows.forEach((row, i) => { row.place = i + 1; });
   return rows;
 }
 
