@@ -45,6 +45,7 @@ bench: setup
 	$(BIN)/python -m tests.benchmarks.training_step
 	$(BIN)/python -m tests.benchmarks.gpu_training
 	$(BIN)/python -W ignore -m tests.benchmarks.streaming
+	$(BIN)/python -W ignore -m tests.benchmarks.serving
 	$(BIN)/python -m tests.benchmarks.import_time
 
 # Writes the versions of this environment as the ones everybody gets; run the tests before you commit them.

@@ -183,9 +183,12 @@ class Jobs:
             parts[number] = Tabled(found.stamp, [], table, found.counts, found.tokens)
             job.done += part.perturbations
 
-        async with asyncio.TaskGroup() as group:
-            for number, start in enumerate(starts):
-                async with room:  # so that tasks are made as they can run
-                    pass
-                group.create_task(compute(number, start))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for number, start in enumerate(starts):
+                    async with room:  # so that tasks are made as they can run
+                        pass
+                    group.create_task(compute(number, start))
+        except BaseExceptionGroup as errors:  # the first one ended the others
+            raise errors.exceptions[0] from None
         return await asyncio.to_thread(joined, plan, [part for part in parts if part is not None])

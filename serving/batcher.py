@@ -92,7 +92,7 @@ class Batcher:
         By how much the thread (and those that torch starts from it) gives way to the rest of the process.
     """
 
-    def __init__(self, token_budget: int, max_wait_s: float, niceness: int = 10) -> None:
+    def __init__(self, token_budget: int, max_wait_s: float, niceness: int = 5) -> None:
         self._budget, self._max_wait, self._niceness = token_budget, max_wait_s, niceness
         self._changed = threading.Condition()
         self._rows: list[_Rows] = []

@@ -1,5 +1,6 @@
 """From the body of an HTTP request to cells and what is asked of them: JSON, the binary form, or an .h5ad."""
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -92,9 +93,7 @@ async def parse(
         It makes no sense, or is more than the limits let.
     """
     if kind == JSON:
-        asked = model.model_validate_json(body)
-        _check_size(len(asked.cells), max(len(cell.counts) for cell in asked.cells), limits)
-        cells = cells_of(asked)
+        cells, asked = await asyncio.to_thread(_of_json, model, body, limits)
     elif kind == ARROW_STREAM:
         cells, parameters = unpack_cells(body)
         asked = model.model_validate(_merged(parameters, _NO_CELL))
@@ -109,6 +108,12 @@ async def parse(
     if named != asked.model:
         raise HttpError(422, "invalid_request", "model in the address and in the body must be one")
     return cells, asked
+
+
+def _of_json(model: type[RequestT], body: bytes, limits: Limits) -> tuple[CellTable, RequestT]:
+    asked = model.model_validate_json(body)
+    _check_size(len(asked.cells), max(len(cell.counts) for cell in asked.cells), limits)
+    return cells_of(asked), asked
 
 
 def _check_size(cells: int, longest: int, limits: Limits) -> None:

@@ -37,6 +37,8 @@ from serving.watching import NOTES, watch
 RequestT = TypeVar("RequestT", bound=CellsRequest)
 
 _FLOAT_BYTES = 4
+_ROW_BYTES = 80
+"""Of an effect in a table, about."""
 
 
 def make_app(service: Service) -> FastAPI:
@@ -156,6 +158,9 @@ async def _perturbed(
         if asked.background is False:
             limit = limits.perturbation_tokens
             raise too_large("perturbation_tokens", limit, f"{found.tokens:,} tokens, and background is false")
+        rows = found.perturbations if asked.top is None else min(found.perturbations, asked.top * len(cells))
+        if (size := rows * _ROW_BYTES / 1e6) > limits.response_mb:
+            raise too_large("response_mb", limits.response_mb, f"about {size:,.0f} MB of effects; ask for `top` ones")
         status = await service.ask_jobs("submit", found, caller.name)
         return Response(status.model_dump_json(), 202, {"location": f"/v1/jobs/{status.id}"}, JSON)
     service.metrics.computed(asked.model, len(cells), found.tokens)
@@ -211,10 +216,10 @@ async def _answered(
         service.check_queue(request.query_params.get("model"))  # it may have filled up meanwhile
         cells, asked = await parse(model, request, kind, body, service.config.limits, service.uploads)
         del body
-        queue = service.queue(asked.model)
-        request.scope[NOTES] |= {"model": asked.model, "cells": len(cells)}
-        with queue.enter(len(cells)):
-            made = await answer(cells, asked.model_copy(update={"cells": []}), binary)
+    queue = service.queue(asked.model)
+    request.scope[NOTES] |= {"model": asked.model, "cells": len(cells)}
+    with queue.enter(len(cells)):
+        made = await answer(cells, asked.model_copy(update={"cells": []}), binary)
     return made if isinstance(made, Response) else Response(made, media_type=ARROW_STREAM if binary else JSON)
 
 

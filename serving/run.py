@@ -6,6 +6,7 @@ Ray is started for it, or the cluster of RAY_ADDRESS is used. Ctrl-C lets reques
 import argparse
 import json
 import logging
+import os
 import signal
 import sys
 import threading
@@ -61,7 +62,7 @@ def serve_until_stopped(config: ServingConfig) -> None:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    ensure_ray()
+    start_ray()
     try:
         start(config)
         url = address(config)
@@ -72,6 +73,16 @@ def serve_until_stopped(config: ServingConfig) -> None:
     finally:
         serve.shutdown()
         ray.shutdown()
+
+
+def start_ray() -> None:
+    """Start Ray on this machine, or connect to the cluster of RAY_ADDRESS.
+
+    Ray lets its workers give way to everything else, which suits batch work: a server's clients on the same machine
+    would push it aside. So here they do not; the thread that computes gives way to those that speak HTTP.
+    """
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    ensure_ray()
 
 
 def start(config: ServingConfig) -> None:

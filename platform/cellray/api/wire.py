@@ -249,23 +249,31 @@ def _pack(table: pa.Table) -> bytes:
 def _unpack(data: bytes | pa.Buffer, wanted: Mapping[str, pa.DataType] | None = None) -> pa.Table:
     """Read a stream whose buffers all lie in `data`; columns other than those wanted are refused unread."""
     try:
-        messages = pa.ipc.MessageReader.open_stream(pa.BufferReader(data))
-        schema = pa.ipc.read_schema(messages.read_next_message())
-        found = {field.name: field.type for field in schema}
-        if wanted is not None and (found != dict(wanted) or len(schema) != len(wanted)):
-            raise _refused(f"it has the columns {_told(wanted)}", _told(found))
-        batches: list[Any] = []
-        for message in messages:
-            if len(batches) == _MOST_BATCHES:
-                raise _refused(f"a stream may have {_MOST_BATCHES} record batches", "more")
-            if message.type != "record batch" or _is_compressed(bytes(message.metadata)):
-                raise _refused("a stream holds plain record batches", "a dictionary or compressed buffers")
-            batches.append(pa.ipc.read_record_batch(message, schema))
-        table = pa.Table.from_batches(batches, schema)
+        _check_messages(data)
+        with pa.ipc.open_stream(pa.BufferReader(data)) as reader:
+            found = {field.name: field.type for field in reader.schema}
+            if wanted is not None and (found != dict(wanted) or len(reader.schema) != len(wanted)):
+                raise _refused(f"it has the columns {_told(wanted)}", _told(found))
+            table = reader.read_all()
         table.validate(full=True)
     except (OSError, pa.ArrowException, EOFError, StopIteration, struct.error, UnicodeDecodeError) as error:
         raise _refused(f"it must be an Arrow IPC stream ({ARROW_STREAM})", " ".join(str(error).split())[:200]) from None
     return table
+
+
+def _check_messages(data: bytes | pa.Buffer) -> None:
+    """Refuse a stream of other messages than one schema and plain record batches, without reading any buffer.
+
+    Which kind a message is must be known before Arrow is given it: it takes a schema for granted where one belongs.
+    """
+    number = 0
+    for number, message in enumerate(pa.ipc.MessageReader.open_stream(pa.BufferReader(data))):
+        if message.type != ("record batch" if number else "schema"):
+            raise _refused("a stream holds a schema, then record batches without dictionaries", message.type)
+        if number and _is_compressed(bytes(message.metadata)):
+            raise _refused("the buffers of a stream are plain", "compressed buffers")
+        if number > _MOST_BATCHES:
+            raise _refused(f"a stream may have {_MOST_BATCHES} record batches", "more")
 
 
 def _is_compressed(metadata: bytes) -> bool:

@@ -1,0 +1,139 @@
+"""Jobs: their turns, their end in every way, and who may see them. Small objects stand where handles of replicas do."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from cellray.api.schema import CellNote, ModelStamp
+from cellray.data.collate import TokenRows
+from cellray.errors import InputError
+from cellray.shift_schema import shift_schema
+from serving.answers import ModelChangedError, Piece, ScreenPlan, Tabled
+from serving.background import Jobs
+from serving.config import Limits, ModelOptions
+from serving.faults import HttpError
+
+STAMP = ModelStamp(name="m", uri="m", digest="d", vocabulary_digest="v")
+ASK = {"goal": None, "top": 2}
+
+
+def plan_of(cells: int, pieces: int) -> ScreenPlan:
+    """Three tokens a cell, `pieces` pieces of two perturbations each."""
+    notes = [CellNote(id=f"c{i}", genes_given=3, genes_mapped=3, tokens=3, truncated=False) for i in range(cells)]
+    rows = TokenRows(np.arange(3 * cells, dtype=np.uint16), np.arange(cells + 1) * 3)
+    own = [Piece(cell, 2 * i, 2 * i + 2) for cell in range(cells) for i in range(pieces)]
+    return ScreenPlan(STAMP, notes, ASK, [note.id for note in notes], rows, own, 2 * len(own), 6 * len(own))
+
+
+class Handle:
+    """Stands where Serve's handle does: `measure.remote(part)` is awaited."""
+
+    def __init__(self, answer: Callable[[ScreenPlan], Awaitable[Tabled]]) -> None:
+        self.measure = self
+        self.remote = answer
+
+
+async def measured(part: ScreenPlan) -> Tabled:
+    """Similarity falls with the perturbation's number: the last are the strongest."""
+    await asyncio.sleep(0)
+    rows = [(part.ids[p.cell], number) for p in part.pieces for number in range(p.first, p.stop)]
+    columns = {
+        "cell_id": [name for name, _ in rows],
+        "perturbation": [number for _, number in rows],
+        "genes": [f"g{number}" for _, number in rows],
+        "rank": [0] * len(rows),
+        "cell_genes": [3] * len(rows),
+        "similarity": [1 - number / 100 for _, number in rows],
+    }
+    return Tabled(STAMP, [], pa.table(columns, schema=shift_schema((), ())), {"perturbations": len(rows)}, 0)
+
+
+def jobs_of(answer: Callable[[ScreenPlan], Awaitable[Tabled]], **limits: float) -> Jobs:
+    return Jobs({"m": Handle(answer)}, {"m": ModelOptions(uri="m", max_replicas=2)}, Limits(**limits))  # type: ignore[arg-type]
+
+
+async def ended(jobs: Jobs, job: str) -> str:
+    while (await jobs.status(job, "me")).state in ("queued", "running"):
+        await asyncio.sleep(0.001)
+    return (await jobs.status(job, "me")).state
+
+
+def test_the_strongest_of_all_pieces_are_kept() -> None:
+    async def ask() -> None:
+        jobs = jobs_of(measured)
+        job = (await jobs.submit(plan_of(3, 7), "me")).id
+        assert await ended(jobs, job) == "done"
+        result, _ = await jobs.result(job, "me")
+        assert result.table["cell_id"].to_pylist() == ["c0", "c0", "c1", "c1", "c2", "c2"]
+        assert result.table["perturbation"].to_pylist() == [13, 12] * 3
+        assert result.counts == {"perturbations": 42}
+        status = await jobs.status(job, "me")
+        assert (status.done, status.total, status.progress) == (42, 42, 1.0)
+
+    asyncio.run(ask())
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ModelChangedError("m/1 was replaced by m/2"), "replaced by m/2 while the job ran"),
+        (InputError("m", "a rule", "no", "Mend it."), "a rule; found no"),
+        (TimeoutError(), "not answered in time"),
+    ],
+)
+def test_a_job_that_fails_says_why(error: Exception, said: str) -> None:
+    async def fail(part: ScreenPlan) -> Tabled:
+        if part.pieces[0].first:
+            raise error
+        return await measured(part)
+
+    async def ask() -> None:
+        jobs = jobs_of(fail)
+        job = (await jobs.submit(plan_of(1, 20), "me")).id
+        assert await ended(jobs, job) == "failed"
+        assert said in str((await jobs.status(job, "me")).error)
+        with pytest.raises(HttpError, match="not_done"):
+            await jobs.result(job, "me")
+
+    asyncio.run(ask())
+
+
+def test_one_after_the_other_as_many_as_may_wait() -> None:
+    gate = asyncio.Event()
+
+    async def slow(part: ScreenPlan) -> Tabled:
+        await gate.wait()
+        return await measured(part)
+
+    async def ask() -> None:
+        jobs = jobs_of(slow, jobs_waiting=2)
+        first, second = [(await jobs.submit(plan_of(1, 1), "me")).id for _ in range(2)]
+        await asyncio.sleep(0.01)
+        assert [(await jobs.status(job, "me")).state for job in (first, second)] == ["running", "queued"]
+        with pytest.raises(HttpError) as refused:
+            await jobs.submit(plan_of(1, 1), "me")
+        assert refused.value.status == 429
+        assert (await jobs.cancel(first, "me")).state == "cancelled"
+        gate.set()
+        assert await ended(jobs, second) == "done"
+
+    asyncio.run(ask())
+
+
+def test_jobs_are_their_owners_and_forgotten_in_time() -> None:
+    async def ask() -> None:
+        jobs = jobs_of(measured, job_ttl_s=0.05)
+        job = (await jobs.submit(plan_of(1, 1), "me")).id
+        for act in (jobs.status, jobs.result, jobs.cancel):
+            with pytest.raises(HttpError, match="not_found"):
+                await act(job, "you")
+        assert await jobs.all("you") == []
+        assert await ended(jobs, job) == "done"
+        await asyncio.sleep(0.1)
+        with pytest.raises(HttpError, match="not_found"):
+            await jobs.status(job, "me")
+
+    asyncio.run(ask())

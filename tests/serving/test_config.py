@@ -1,0 +1,111 @@
+"""What a server may be told, and what it says of the rest; its command line from start to Ctrl-C."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx2
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from cellray.errors import InputError
+from serving.config import ServingConfig, is_loopback, read_config
+from tests.conftest import REPOSITORY
+from tests.infer.tiny import model_in
+from tests.serving.conftest import free_port, small_vocabulary
+
+MODELS = {"default": {"uri": "somewhere"}}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"access": {"auth": "none"}, "host": "0.0.0.0"}, "loopback only"),  # noqa: S104
+        ({"access": {"auth": "keys"}}, "keys_file"),
+        ({"access": {"auth": "none"}, "tls_key": "k"}, "go together"),
+        ({"models": {}}, "at least 1"),
+        ({"models": {"a b": {"uri": "x"}}}, "letters, digits"),
+        ({"models": {"a": {"uri": "x", "min_replicas": 2}}}, "max_replicas"),
+        ({"models": {"a": {"uri": "x", "gpu": 1}}}, "Extra inputs"),
+    ],
+)
+def test_wrong_options_are_named(change: dict[str, object], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        ServingConfig.model_validate({"models": MODELS, "access": {"auth": "none"}} | change)
+
+
+def test_addresses_of_this_machine() -> None:
+    assert [is_loopback(host) for host in ("localhost", "127.3.2.1", "::1", "0.0.0.0", "example.org", "")] == [  # noqa: S104
+        *(True, True, True),
+        *(False, False, False),
+    ]
+
+
+def test_the_example_is_for_serve_deploy_too() -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    path = REPOSITORY / "serving" / "serve.yaml"
+    ServeDeploySchema.model_validate(yaml.safe_load(path.read_text()))
+    config = read_config(path)
+    assert (config.host, config.port, config.access.auth) == ("127.0.0.1", 8000, "none")
+    assert list(config.models) == ["default"]
+
+
+def test_a_file_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("models: {default: {url: x}}")
+    with pytest.raises(InputError, match=r"models\.default\.uri: Field required.*models\.default\.url: Extra"):
+        read_config(tmp_path / "bad.yaml")
+    with pytest.raises(InputError, match="names a YAML file"):
+        read_config(tmp_path / "none.yaml")
+
+
+def test_building_does_no_work() -> None:
+    """Neither importing nor building an application opens a model."""
+    from serving.app import build
+
+    config = ServingConfig.model_validate({"models": MODELS, "access": {"auth": "none"}})
+    assert build(config)._bound_deployment.name == "ingress"
+
+
+def test_the_command_line_serves_until_it_is_stopped(tmp_path: Path) -> None:
+    port = free_port()
+    options = {
+        "models": {"default": {"uri": model_in(tmp_path, small_vocabulary()), "num_cpus": 0.1, "threads": 1}},
+        "access": {"auth": "none"},
+        "port": port,
+        "ingress_cpus": 0,
+    }
+    (tmp_path / "serve.yaml").write_text(yaml.safe_dump(options))
+    command = [sys.executable, "-W", "ignore", "-m", "serving.run", "--config", str(tmp_path / "serve.yaml")]
+    environment = {**os.environ, "RAY_ADDRESS": "", "OMP_NUM_THREADS": "1"}
+    with (tmp_path / "out").open("w") as out, (tmp_path / "err").open("w") as err:
+        server = subprocess.Popen(command, stdout=out, stderr=err, cwd=REPOSITORY, env=environment)
+    try:
+        for _ in range(1800):
+            assert server.poll() is None, (tmp_path / "err").read_text()
+            if "curl" in (tmp_path / "out").read_text():
+                break
+            time.sleep(0.1)
+        assert f"http://127.0.0.1:{port}" in (tmp_path / "out").read_text()
+        cells = [{"id": "a", "genes": ["ENSG00000000003"], "counts": [2]}]
+        answer = httpx2.post(f"http://127.0.0.1:{port}/v1/embeddings", json={"cells": cells}, timeout=30)
+        assert answer.status_code == 200, answer.text
+        server.send_signal(signal.SIGINT)
+        assert server.wait(timeout=90) == 0
+    finally:
+        if server.poll() is None:
+            server.kill()
+            server.wait()
+
+
+def test_a_missing_model_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "serve.yaml").write_text(yaml.safe_dump({"models": MODELS, "access": {"auth": "none"}}))
+    command = [sys.executable, "-m", "serving.run", "--config", str(tmp_path / "serve.yaml")]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=False)
+    assert ended.returncode == 2
+    assert len(ended.stderr.strip().splitlines()) == 1
+    assert "somewhere" in ended.stderr
