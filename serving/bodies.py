@@ -11,7 +11,7 @@ from cellray.api.wire import ARROW_STREAM, CELLS, H5AD, JSON, CellTable, cells_o
 from serving.admission import Room
 from serving.config import Limits
 from serving.faults import HttpError, too_large
-from serving.upload import receive_upload
+from serving.upload import read_upload, receive_upload
 
 RequestT = TypeVar("RequestT", bound=CellsRequest)
 
@@ -103,7 +103,7 @@ async def parse(
         options = {name: values.pop(name, None) for name in _OF_FILES}
         asked = model.model_validate(_merged(_typed(values), _NO_CELL), strict=False)
         with uploads.take():
-            cells = await receive_upload(body, options["matrix"] or "X", options["gene_ids"], limits)
+            cells = await receive_upload(body, options["matrix"] or "X", options["gene_ids"], limits, read_upload)
     named = request.query_params.get("model", asked.model)
     if named != asked.model:
         raise HttpError(422, "invalid_request", "model in the address and in the body must be one")

@@ -24,8 +24,10 @@ from serving.answers import Embedded, ScreenPlan, Tabled
 from serving.batcher import Batcher
 from serving.config import ModelOptions
 from serving.encoding import Encoded
+from serving.example import example_cells
 from serving.loaded import LoadedModel, set_threads
 from serving.perturbing import Screens, asked_of, tabled
+from serving.sample import Sample
 
 logger = logging.getLogger("ray.serve")
 
@@ -150,6 +152,11 @@ class ModelReplica:
         """
         steps = self._screens.require(plan).measure(plan)
         return tabled(plan, await self._batcher.steps(steps, priority, self._timeout))
+
+    async def example(self) -> Sample:
+        """Return some cells that the model knows genes of."""
+        model = self._model
+        return await asyncio.to_thread(example_cells, model.vocabulary, model.encode)
 
     def check_health(self) -> None:
         """Tell Serve that the replica cannot go on, if it cannot."""

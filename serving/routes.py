@@ -26,9 +26,11 @@ from serving import tables
 from serving.access import Caller, Scope
 from serving.answers import ScreenPlan
 from serving.bodies import media_type, parse, read_body, wants_binary
+from serving.cell_routes import add_cells
 from serving.faults import HttpError, too_large
 from serving.metrics import CONTENT_TYPE
 from serving.openapi import body_of, describe, errors
+from serving.page import add_page
 from serving.security import SecurityHeaders
 from serving.service import Service
 from serving.watching import NOTES, watch
@@ -57,6 +59,8 @@ def make_app(service: Service) -> FastAPI:
     _add_health(app, service)
     _add_models(app, service)
     _add_jobs(app, service)
+    add_cells(app, service, _allow(service, "embed"))
+    add_page(app)
     describe(app)
     return app
 

@@ -4,9 +4,11 @@ Whatever the file does to its reader is an error that says so. Which genes a mod
 """
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TypeVar
 
 import numpy as np
 
@@ -19,6 +21,7 @@ from serving.answers import TooMuchError
 from serving.config import Limits
 
 SUBJECT = "the uploaded file"
+ReadT = TypeVar("ReadT")
 _FILE = "upload.h5ad"
 _BLOCK = 1024
 
@@ -55,14 +58,32 @@ def read_upload(upload: Upload) -> CellTable | TooMuchError:
         It is no sound .h5ad, or lacks the matrix or the column.
     """
     with open_source(upload.path, upload.matrix) as source:
-        if source.n_cells > upload.cells:
-            return TooMuchError("cells_per_request", upload.cells, f"{source.n_cells:,} cells", "Send fewer at a time.")
-        if not source.n_cells:
-            raise InputError(SUBJECT, "there must be a cell", "none", "Choose another file.")
-        return _read(source, upload)
+        return checked_size(source, upload) or read_cells(source, upload)
 
 
-def _read(source: CountSource, upload: Upload) -> CellTable | TooMuchError:
+def checked_size(source: CountSource, upload: Upload) -> TooMuchError | None:
+    """Return what is wrong with the number of cells of an open file.
+
+    Raises
+    ------
+    InputError
+        There is none.
+    """
+    if source.n_cells > upload.cells:
+        return TooMuchError("cells_per_request", upload.cells, f"{source.n_cells:,} cells", "Send fewer at a time.")
+    if not source.n_cells:
+        raise InputError(SUBJECT, "there must be a cell", "none", "Choose another file.")
+    return None
+
+
+def read_cells(source: CountSource, upload: Upload) -> CellTable | TooMuchError:
+    """Read all cells of an open file.
+
+    Raises
+    ------
+    InputError
+        It is damaged.
+    """
     names, _ = gene_ids.column_names(source, upload.gene_ids)
     blocks = list(source.blocks(0, source.n_cells, _BLOCK))
     lengths = np.concatenate([np.diff(block.indptr) for block in blocks])
@@ -83,8 +104,14 @@ def _read(source: CountSource, upload: Upload) -> CellTable | TooMuchError:
     )
 
 
-async def receive_upload(body: bytes, matrix: str, column: str | None, limits: Limits) -> CellTable:
-    """Return the cells of an uploaded file.
+async def receive_upload(
+    body: bytes,
+    matrix: str,
+    column: str | None,
+    limits: Limits,
+    read: Callable[[Upload], ReadT | TooMuchError],
+) -> ReadT:
+    """Return what a reader, as `read_upload`, finds in an uploaded file.
 
     Raises
     ------
@@ -96,7 +123,7 @@ async def receive_upload(body: bytes, matrix: str, column: str | None, limits: L
         await asyncio.to_thread(path.write_bytes, body)
         upload = Upload(str(path), matrix, column, limits.cells_per_request, limits.genes_per_cell)
         memory = int(limits.upload_memory_mb * 1e6)
-        found = await asyncio.to_thread(call_isolated, read_upload, upload, SUBJECT, limits.upload_s, memory)
+        found = await asyncio.to_thread(call_isolated, read, upload, SUBJECT, limits.upload_s, memory)
     if isinstance(found, InputError):
         raise InputError(*(str(part).replace(str(path), SUBJECT) for part in found.args))
     if isinstance(found, TooMuchError):

@@ -68,6 +68,28 @@ class CellsRequest(Message):
     cells: list[CellCounts] = Field(min_length=1)
 
 
+class CellsResponse(Message):
+    """Cells of a file, in the form that requests take, with what the file tells of them."""
+
+    model_config = _example(
+        {
+            "about": "",
+            **_SHARED,
+            "symbols": ["GATA4", "TBX5", "MYH6"],
+            "cells": [{"id": "c1", "indices": [0, 1, 2], "counts": [3, 1, 12]}],
+            "obs": {"cell_type": ["cardiomyocyte"], "n_counts": [16]},
+            "obs_left_out": 0,
+        }
+    )
+
+    about: str = Field("", description="where the cells come from; empty for a file that was sent")
+    genes: list[Gene]
+    symbols: list[str] | None = Field(None, description="names of the genes for people, where the file tells them")
+    cells: list[CellCounts]
+    obs: dict[str, Column] = Field(description="the file's columns about cells, in order, with a value a cell")
+    obs_left_out: int = Field(0, description="columns beyond the most that are told")
+
+
 class EmbeddingRequest(CellsRequest):
     """Ask for embeddings."""
 

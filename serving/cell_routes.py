@@ -1,0 +1,53 @@
+"""Endpoints that give cells in the form that requests take: those of a file, or an example."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from fastapi import Depends, FastAPI, Request
+from fastapi.responses import Response
+
+from cellray.api.schema import CellsResponse
+from cellray.api.wire import H5AD, JSON
+from serving.bodies import media_type, read_body
+from serving.faults import HttpError, too_large
+from serving.openapi import errors
+from serving.sample import Sample, cells_body, json_megabytes, read_sample
+from serving.service import Service
+from serving.upload import receive_upload
+
+_FILE = {"schema": {"type": "string", "format": "binary"}}
+
+
+def add_cells(app: FastAPI, service: Service, allow: Callable[[Request], Awaitable[Any]]) -> None:
+    """Add the endpoints to an application, for callers that `allow` lets in."""
+    options: dict[str, Any] = {"tags": ["cells"], "dependencies": [Depends(allow)], "response_model": CellsResponse}
+
+    @app.post(
+        "/v1/cells",
+        responses=errors(401, 413, 415, 422, 429),
+        openapi_extra={"requestBody": {"required": True, "content": {H5AD: _FILE}}},
+        **options,
+    )
+    async def cells(request: Request, matrix: str = "X", gene_ids: str | None = None) -> Response:
+        """Read the cells of an .h5ad, with its obs columns; nothing is kept."""
+        if media_type(request) != H5AD:
+            raise HttpError(415, "unsupported_media_type", f"Content-Type must be {H5AD}")
+        with service.bodies.take():
+            body = await read_body(request, service.config.limits)
+            with service.uploads.take():
+                sample = await receive_upload(body, matrix, gene_ids, service.config.limits, read_sample)
+        return await _answer(service, sample)
+
+    @app.get("/v1/example", responses=errors(401, 404), **options)
+    async def example(model: str = "default") -> Response:
+        """Give some cells to try a model with; `about` says what they are."""
+        service.queue(model)
+        return await _answer(service, await service.ask(model, "example"))
+
+
+async def _answer(service: Service, sample: Sample) -> Response:
+    limit = service.config.limits.response_mb
+    if (size := json_megabytes(sample.cells)) > limit:
+        raise too_large("response_mb", limit, f"cells of {size:,.0f} MB")
+    return Response(await asyncio.to_thread(cells_body, sample), media_type=JSON)
