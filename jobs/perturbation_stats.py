@@ -2,6 +2,7 @@
 
 from cellray.infer.perturbation_pictures import draw_statistics
 from cellray.infer.perturbation_stats import PerturbationStatsConfig, perturbation_stats
+from cellray.statistics.donors import NO_DONOR
 from jobs._run import run_job
 
 
@@ -10,6 +11,9 @@ def main(config: PerturbationStatsConfig) -> str:
     manifest = perturbation_stats(config)
     made = [f"{config.output}: {manifest.mode}, {manifest.genes:,} rows from {manifest.rows_read:,} shifts"]
     made.extend(f"left out: {found:,} {reason}" for reason, found in manifest.dropped.items())
+    donors = manifest.notes.get("donors")
+    if isinstance(donors, dict) and donors.get(NO_DONOR):
+        made.append(f"over donors: {donors[NO_DONOR]:,} {NO_DONOR}")
     if config.plots is not None:
         made.extend(draw_statistics(config.output, config.plots))
     return "\n".join(made)

@@ -56,7 +56,7 @@ def aggregate_data(stream: ShiftStream, options: Options) -> GeneTable:
             ]
             tested = "nothing: what a cell was before the edit is no effect"
         table = pd.concat([table, over_donors], axis=1)
-        notes["donors"] = donor_notes(options, tested)
+        notes["donors"] = donor_notes(options, tested, moments)
     return GeneTable(table, streams.counted({streams.NOT_A_NUMBER: lost}) | dropped, notes)
 
 

@@ -167,6 +167,9 @@ def donor_table(prefix: str, mean_gd: Array, difference_gd: Array, options: Opti
     )
 
 
+NO_DONOR = "shifts of cells without a donor, left out of these columns"
+
+
 def donor_groups(gene_n: NDArray[np.int64], donor_n: NDArray[np.int64], donors: int) -> NDArray[np.int64]:
     """Return each row's group in moments of shape (genes, donors + 1); the last column has the rows of no donor."""
     return gene_n * (donors + 1) + np.where(donor_n < 0, donors, donor_n)
@@ -177,9 +180,10 @@ def donor_means(moments: GroupMoments) -> Array:
     return moments.means()[..., :-1]
 
 
-def donor_notes(options: Options, tested: str) -> dict[str, object]:
-    """Describe the donor-level columns for the manifest."""
+def donor_notes(options: Options, tested: str, moments: GroupMoments) -> dict[str, object]:
+    """Describe the donor-level columns for the manifest; `moments` are what they were made of."""
     return {
+        NO_DONOR: int(moments.count[..., -1].sum()),
         "unit": "the mean of a donor's cells",
         "tested": tested,
         "test": f"{options.donor_test} (auto: t below {SIGNED_RANK_FROM} donors of the gene, else signed-rank)",

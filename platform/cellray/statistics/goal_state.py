@@ -63,7 +63,9 @@ def goal_state_shift(stream: ShiftStream, states: States | None, options: Option
     notes["matched"] = f"rank-sum stratified by {options.rank_bins} bins of rank quantiles and one of inserted genes"
     if stream.donors:
         parts.append(_donors(first, second, kept, options))
-        notes["donors"] = donor_notes(options, "a donor's mean less its mean over all perturbations, against 0")
+        notes["donors"] = donor_notes(
+            options, "a donor's mean less its mean over all perturbations, against 0", first.moments[0]
+        )
     joined = pd.concat(parts, axis=1)
     order = ["Sig", "Shift_to_goal_end", "Goal_end_FDR", "Ensembl_ID"]
     joined = joined.sort_values(order, ascending=[False, False, True, True], ignore_index=True)

@@ -52,7 +52,9 @@ def mixture_model(stream: ShiftStream, options: Options) -> GeneTable:
     if stream.donors:
         mean_gd = donor_means(moments)
         table = pd.concat([table, donor_table("avg_shift", mean_gd[kept], centred(mean_gd)[kept], options)], axis=1)
-        notes["donors"] = donor_notes(options, "a donor's mean less its mean over all perturbations, against 0")
+        notes["donors"] = donor_notes(
+            options, "a donor's mean less its mean over all perturbations, against 0", moments
+        )
     table["_far"] = (table["Test_avg_shift"] - options.no_effect).abs()
     order = ["Impact_component", "_far", "Ensembl_ID"]
     table = table.sort_values(order, ascending=[False, False, True], ignore_index=True).drop(columns="_far")

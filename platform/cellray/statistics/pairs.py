@@ -68,7 +68,9 @@ def pair_interactions(stream: ShiftStream, anchor: str | None, options: Options)
     if stream.donors:
         mean_gd = donor_means(sums.difference)[kept]
         table = pd.concat([table, donor_table("combo_minus_sum_shift", mean_gd, mean_gd, options)], axis=1)
-        notes["donors"] = donor_notes(options, "a donor's mean of the combined less the summed effect, against 0")
+        notes["donors"] = donor_notes(
+            options, "a donor's mean of the combined less the summed effect, against 0", sums.difference
+        )
     return GeneTable(_ordered(table, anchor, options), streams.counted(pairs.left_out | sums.lost) | dropped, notes)
 
 

@@ -48,7 +48,7 @@ def vs_null(test: ShiftStream, null: ShiftStream, options: Options) -> GeneTable
     if test.donors and null.donors:
         test_gd, null_gd = donor_means(moments[0])[kept], donor_means(moments[1])[kept]
         parts.append(donor_table("test_vs_null_shift", test_gd - null_gd, test_gd - null_gd, options))
-        notes["donors"] = donor_notes(options, "a donor's mean in test less its mean in null, against 0")
+        notes["donors"] = donor_notes(options, "a donor's mean in test less its mean in null, against 0", moments[0])
     table = pd.concat(parts, axis=1)
     order = ["Sig", "Test_vs_null_avg_shift", "Test_vs_null_FDR", "Ensembl_ID"]
     table = table.sort_values(order, ascending=[False, False, True, True], ignore_index=True)
