@@ -8,6 +8,13 @@ const PLAIN = {
   503: "The model is not ready. Try again in a moment.",
   504: "The server took too long. Try fewer cells or fewer genes.",
 };
+const LIMITS = {
+  cells_per_request: "This server takes fewer cells at once",
+  genes_per_cell: "This server takes fewer genes a cell",
+  body_mb: "The file is larger than this server takes",
+  response_mb: "The answer would be larger than this server sends",
+  job_tokens: "This is more work than this server takes on: pick fewer cells or genes",
+};
 const KEY = "cellray-key"; // lives as long as this tab
 const TRIES = 6;
 const MOST_WAIT_S = 30;
@@ -40,8 +47,9 @@ async function problem(answer) {
     // an answer of something between us and the server
   }
   const plain = PLAIN[answer.status] || (told ? "" : `The server answered ${answer.status}.`);
+  const limit = told?.limit && LIMITS[told.limit.name] ? `${LIMITS[told.limit.name]} (${told.limit.name}: ${told.limit.value}).` : "";
   const message = told?.message ? told.message[0].toUpperCase() + told.message.slice(1) : "";
-  const text = [401].includes(answer.status) ? plain : [plain, message].filter(Boolean).join(" ");
+  const text = limit || (answer.status === 401 ? plain : [plain, message].filter(Boolean).join(" "));
   return new ApiError(text, answer.status);
 }
 

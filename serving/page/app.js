@@ -94,7 +94,7 @@ function load(name, path, options) {
     if (!model()) return;
     tell(`Reading ${name} …`);
     const { body } = await call(path(), { ...options, signal });
-    await showCells(new Cells({ ...body, about: body.about || name }), signal, tell);
+    await showCells(new Cells({ ...body, about: body.about ? body.about[0].toUpperCase() + body.about.slice(1) : name }), signal, tell);
   });
 }
 
@@ -128,8 +128,8 @@ function summary(cells, notes) {
   const lost = known.filter((n) => n === 0).length;
   const cut = notes.filter((note) => note.truncated).length;
   return [
-    cells.about && `${cells.about[0].toUpperCase()}${cells.about.slice(1)}.`,
-    `${cells.length} cells; the model knows a median of ${known[known.length >> 1]} genes of each.`,
+    `${cells.about}.`,
+    `${cells.length} cell${cells.length === 1 ? "" : "s"}; the model knows a median of ${known[known.length >> 1]} genes of each.`,
     cut && `${cut} have more genes than it takes: their lowest ranks are cut.`,
     lost && `${lost} have no known gene and are not on the map.`,
     cells.leftOut && `${cells.leftOut} more columns of the file are not shown.`,

@@ -1,5 +1,5 @@
 // Uses the page as a person does, in a headless Chromium; prints what it saw as JSON.
-// node page_driver.js '{"url", "chromium", "cells", "broken", "folder"}'
+// node page_driver.js '{"url", "chromium", "cells", "broken", "many", "genes", "folder"}'
 const { chromium } = require("playwright-core");
 const path = require("path");
 
@@ -129,6 +129,9 @@ async function errors(page) {
   await page.setInputFiles("#file", given.broken);
   await page.waitForSelector("#error:not([hidden])");
   seen.error = await text(page, "error");
+  await page.setInputFiles("#file", given.many);
+  await page.waitForFunction(() => document.querySelector("#error").textContent.includes("fewer cells"));
+  seen.many = await text(page, "error");
   await page.fill("#key", "secret-key");
   await page.press("#key", "Tab");
   await page.waitForResponse((answer) => answer.url().endsWith("/v1/models"));

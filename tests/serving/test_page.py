@@ -105,12 +105,14 @@ def used(served: Served, uploaded: anndata.AnnData, tmp_path_factory: pytest.Tem
     """Return what the browser saw, with the folder of what it downloaded."""
     folder = tmp_path_factory.mktemp("page")
     uploaded.write_h5ad(folder / "cells.h5ad")
+    cells_of(cells=65).write_h5ad(folder / "many.h5ad")
     (folder / "broken.h5ad").write_bytes((folder / "cells.h5ad").read_bytes()[:5000])
     given = {
         "url": served.url,
         "chromium": _browser(),
         "cells": str(folder / "cells.h5ad"),
         "broken": str(folder / "broken.h5ad"),
+        "many": str(folder / "many.h5ad"),
         "folder": str(folder),
         "genes": [gene for gene in GENES[:30] if gene not in (GENES[3], GENES[4])],
     }
@@ -195,4 +197,5 @@ def test_long_questions_are_jobs_that_can_be_cancelled(used: dict[str, Any]) -> 
 def test_errors_are_told_in_words(used: dict[str, Any]) -> None:
     assert "the uploaded file" in used["error"].lower()
     assert "{" not in used["error"]
+    assert used["many"] == "This server takes fewer cells at once (cells_per_request: 64)."
     assert used["refused"] == "This server asks for an access key. Type it at the top right."
