@@ -118,7 +118,7 @@ def test_tables_are_the_same_to_the_last_bit(
     cut, other = run(config_of("cut", **changes, **several, cells_per_part=5))
     assert len(cut.parts) > len(manifest.parts)
     assert bits(table) == bits(other)
-    monkeypatch.setattr("cellray.infer.screen._COPIES_PER_UNIT", 8)
+    monkeypatch.setattr("cellray.infer.screen_plan._COPIES_PER_UNIT", 8)
     small, third = run(config_of("small", **changes, token_budget=64))
     assert len(small.parts) > len(manifest.parts)
     assert bits(table) == bits(third)

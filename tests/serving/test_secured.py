@@ -111,6 +111,8 @@ REQUESTS = [
     ("GET", "/v1/models", None),
     ("POST", "/v1/embeddings", "embed"),
     ("POST", "/v1/predictions", "embed"),
+    ("POST", "/v1/cells", "embed"),
+    ("GET", "/v1/example", "embed"),
     ("POST", "/v1/perturbations", "perturb"),
     ("GET", "/v1/jobs", "perturb"),
     ("GET", "/v1/jobs/none", "perturb"),

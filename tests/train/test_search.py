@@ -134,7 +134,7 @@ def test_a_killed_search_goes_on_and_publishes_the_best_model(
         if old.number not in interrupted:
             assert old == new
     assert {t.user_attrs.get("retry_of") for t in trials} == {None, *interrupted}
-    assert "the loss became" in trials[1].user_attrs["reason"]
+    assert any("the loss became" in trial.user_attrs.get("reason", "") for trial in trials)
     assert "3 of 3 trials done; best so far: trial" in caplog.text
 
     values = {t.number: t.value for t in trials if t.state.name == "COMPLETE"}
