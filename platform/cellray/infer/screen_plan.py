@@ -95,7 +95,7 @@ def make_plan(config: "ScreenConfig", corpus: Corpus, model: ModelDirectory, des
         "chosen": storage.sha256_bytes(np.packbits(chosen_n).tobytes()),
         "states": _state_parameters(config),
         "budget": config.budget,
-        "device": "cuda" if config.gpus_per_actor else "cpu",  # their last bits differ
+        "device": "gpu" if config.gpus_per_actor else "cpu",  # their last bits differ
         "together": together,
         **{name: getattr(config, name) for name in ("kind", "quartiles", "layer", "pooling", "precision", "effects")},
         **({"heads": [spec.to_json() for spec in cell_heads(model)]} if config.probabilities else {}),
