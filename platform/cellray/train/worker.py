@@ -159,6 +159,8 @@ def run_plan(plan: TrainPlan, session: Session, device: torch.device) -> Outcome
     error = ""
     try:
         loop.run(feed.steps(loop.step), feed.held_out(), checkpoints)
+        if agree(int(rank == 0 and checkpoints.turn.lost(at_once=True)), world_size):  # the last steps were not kept
+            raise TakenOverError
         error = _last_checkpoint(checkpoints, session)
         if not (error or loop.leaving):
             plan.conclude(corpus, objective, feed, session, precision)
