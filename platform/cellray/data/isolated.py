@@ -112,7 +112,8 @@ def _answer(child: "subprocess.CompletedProcess[bytes]", subject: str) -> Any:  
     if child.returncode > 0 or len(child.stdout) == len(_STARTED):
         found = f"its reader ended with status {child.returncode} and no answer, twice ({last_words[:200]})"
         return InputError(subject, CRASHED, found, FIX)
-    # no door that was shut: a file that took over its reader would have done so in the worker, where it is read first
+    # In jobs no door that was shut: a file that took over its reader would have done so in the worker, which reads it
+    # first. A server's upload is read here alone, so the child guards against crashes, not against code that takes over.
     return pickle.loads(child.stdout[len(_STARTED) :])  # noqa: S301
 
 
