@@ -113,7 +113,7 @@ def _answer(child: "subprocess.CompletedProcess[bytes]", subject: str) -> Any:  
         found = f"its reader ended with status {child.returncode} and no answer, twice ({last_words[:200]})"
         return InputError(subject, CRASHED, found, FIX)
     # In jobs no door that was shut: a file that took over its reader would have done so in the worker, which reads it
-    # first. A server's upload is read here alone, so the child guards against crashes, not against code that takes over.
+    # first. A server's upload is read here alone, so it guards against crashes, not takeovers.
     return pickle.loads(child.stdout[len(_STARTED) :])  # noqa: S301
 
 
