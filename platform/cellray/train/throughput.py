@@ -48,7 +48,8 @@ PEAK_TFLOPS: tuple[tuple[str, dict[str, float]], ...] = (
 """Peak TFLOP/s of one device: a pattern for the whole of `torch.cuda.get_device_name`, and a figure for each kind of
 matrix product (`tf32` = float32 tensors on tensor cores). A slice of a device (MIG) has another name and no entry.
 
-Written from memory and not checked against the sheets. Dense figures of NVIDIA's data sheets
+Checked against public tables of these figures: A10, A30, A40, A100, H100 (SXM, PCIe), H200, L4, L40, L40S, T4, V100;
+the others are unchecked. Dense figures of NVIDIA's data sheets
 (A10, A10G, A30, A40, A100, B200 (HGX), H100, H200, L4, L40, L40S, RTX A6000, T4,
 V100) and of its Ampere (GA102) and Ada architecture papers (GeForce; float32 accumulation). Where a sheet gives the
 figure with 2:4 sparsity only, half of it stands here: training's matrices are dense."""
