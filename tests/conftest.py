@@ -25,6 +25,7 @@ GENES = [f"ENSG{i:011d}" for i in range(1, 41)]
 RAY = "ray"
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep all tests that use Ray in one process: two Rays at work on two cores stall each other."""
     for item in items:
