@@ -12,10 +12,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
 from cellray.api.wire import CellTable
 from cellray.data import gene_ids
-from cellray.data.sources.contract import CountSource, open_source
+from cellray.data.sources.contract import CountBlock, CountSource, open_source
 from cellray.data.untrusted import call_untrusted
 from cellray.errors import InputError
 from serving.admission import Room
@@ -28,6 +30,7 @@ Reader = Callable[["Upload"], Sample | TooMuchError]
 """Reads a file; runs in the child."""
 _FILE = "upload.h5ad"
 _BLOCK = 1024
+_DAMAGED = "The file is damaged: write it again from its source."
 _BYTES_A_COUNT = 12
 _MOST_TEXT = 64 << 20
 """Of names and obs columns in what a reader hands over [bytes]."""
@@ -47,6 +50,8 @@ class Upload:
         Var column with the gene ids, or `index`; None: `ensembl_id` if there is one, else the index.
     cells, genes, counts
         Most cells, most counts of a cell, and most counts of all.
+    draw
+        Draw so many cells at random from a file that has more; 0: such a file is refused.
     """
 
     path: str
@@ -55,6 +60,7 @@ class Upload:
     cells: int
     genes: int
     counts: int
+    draw: int = 0
 
 
 def read_upload(upload: Upload) -> Sample | TooMuchError:
@@ -66,7 +72,7 @@ def read_upload(upload: Upload) -> Sample | TooMuchError:
         It is no sound .h5ad, or lacks the matrix or the column.
     """
     with open_source(upload.path, upload.matrix) as source:
-        found = checked_size(source, upload) or read_cells(source, upload)
+        found = checked_size(source, upload) or read_cells(source, upload, drawn(source, upload))
     return Sample(found) if isinstance(found, CellTable) else found
 
 
@@ -78,15 +84,22 @@ def checked_size(source: CountSource, upload: Upload) -> TooMuchError | None:
     InputError
         There is none.
     """
-    if source.n_cells > upload.cells:
+    if source.n_cells > upload.cells and not upload.draw:
         return TooMuchError("cells_per_request", upload.cells, f"{source.n_cells:,} cells", "Send fewer at a time.")
     if not source.n_cells:
         raise InputError(SUBJECT, "there must be a cell", "none", "Choose another file.")
     return None
 
 
-def read_cells(source: CountSource, upload: Upload) -> CellTable | TooMuchError:
-    """Read all cells of an open file.
+def drawn(source: CountSource, upload: Upload) -> NDArray[np.int64]:
+    """Return the rows of an open file that are read, in order: the same ones whenever it is sent."""
+    if not upload.draw or source.n_cells <= upload.draw:
+        return np.arange(source.n_cells)
+    return np.sort(np.random.default_rng(0).choice(source.n_cells, upload.draw, replace=False))
+
+
+def read_cells(source: CountSource, upload: Upload, row_n: NDArray[np.int64]) -> CellTable | TooMuchError:
+    """Read rows of an open file.
 
     Raises
     ------
@@ -96,8 +109,8 @@ def read_cells(source: CountSource, upload: Upload) -> CellTable | TooMuchError:
     names, _ = gene_ids.column_names(source, upload.gene_ids)
     blocks, found = [], 0
     for block in source.blocks(0, source.n_cells, _BLOCK):
-        blocks.append(block)
-        found += len(block.counts)
+        blocks.append(_chosen(block, row_n))
+        found += len(blocks[-1].counts)
         if found > upload.counts:
             return TooMuchError("counts_per_request", upload.counts, "more counts", "Send fewer cells at a time.")
     lengths = np.concatenate([np.diff(block.indptr) for block in blocks])
@@ -107,15 +120,27 @@ def read_cells(source: CountSource, upload: Upload) -> CellTable | TooMuchError:
     counts = np.concatenate([block.counts for block in blocks])
     fits = len(columns) == 0 or (columns.min() >= 0 and columns.max() < len(names))
     if lengths.min() < 0 or not fits or counts.dtype.kind not in "fiu":
-        fix = "The file is damaged: write it again from its source."
-        raise InputError(SUBJECT, "indices and pointers must fit the matrix", "otherwise", fix)
+        raise InputError(SUBJECT, "indices and pointers must fit the matrix", "otherwise", _DAMAGED)
     return CellTable(
-        source.cell_names(0, source.n_cells).to_pylist(),
+        source.cell_names(0, source.n_cells).take(pa.array(row_n)).to_pylist(),
         names,
         np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]),
         columns.astype(np.int32),
         counts.astype(np.float64),
     )
+
+
+def _chosen(block: CountBlock, row_n: NDArray[np.int64]) -> CountBlock:
+    """Return the rows of a block that are among those wanted."""
+    own = row_n[(row_n >= block.start) & (row_n < block.start + block.n_cells)] - block.start
+    if len(own) == block.n_cells:
+        return block
+    starts, lengths = block.indptr[own].astype(np.int64), np.diff(block.indptr)[own].astype(np.int64)
+    if lengths.min(initial=0) < 0 or (starts + lengths).max(initial=0) > len(block.counts):
+        raise InputError(SUBJECT, "indices and pointers must fit the matrix", "otherwise", _DAMAGED)
+    indptr = np.concatenate([[0], np.cumsum(lengths)])
+    place_t = np.arange(indptr[-1]) + np.repeat(starts - indptr[:-1], lengths)
+    return CountBlock(block.counts[place_t], block.columns[place_t], indptr, block.n_columns, block.start)
 
 
 class Uploads:
@@ -131,8 +156,8 @@ class Uploads:
         self._limits, self._room = limits, Room("uploads_at_once", limits.uploads_at_once)
         self._threads = ThreadPoolExecutor(limits.uploads_at_once, "upload")
 
-    async def read(self, body: bytes, matrix: str, column: str | None, read: Reader) -> Sample:
-        """Return what a reader, as `read_upload`, finds in an uploaded file.
+    async def read(self, body: bytes, matrix: str, column: str | None, read: Reader, draw: int = 0) -> Sample:
+        """Return what a reader, as `read_upload`, finds in an uploaded file; see `Upload` for the parameters.
 
         Raises
         ------
@@ -143,7 +168,7 @@ class Uploads:
         """
         self._room.enter()
         reading = asyncio.get_running_loop().run_in_executor(
-            self._threads, _received, body, matrix, column, self._limits, read
+            self._threads, _received, body, matrix, column, self._limits, read, draw
         )
         reading.add_done_callback(self._left)  # a reader goes on for a while after its asker is gone
         found = await asyncio.shield(reading)
@@ -158,15 +183,14 @@ class Uploads:
 
 
 def _received(
-    body: bytes, matrix: str, column: str | None, limits: Limits, read: Reader
+    body: bytes, matrix: str, column: str | None, limits: Limits, read: Reader, draw: int
 ) -> Sample | TooMuchError | InputError:
     """Put a file where a child can read it, and let it; believe nothing of the answer that is not checked."""
     with TemporaryDirectory(prefix="cellray-upload-") as folder:
         path = Path(folder) / _FILE
         path.write_bytes(body)
-        upload = Upload(
-            str(path), matrix, column, limits.cells_per_request, limits.genes_per_cell, limits.counts_per_request
-        )
+        cells, draw = limits.cells_per_request, min(draw, limits.cells_per_request)
+        upload = Upload(str(path), matrix, column, cells, limits.genes_per_cell, limits.counts_per_request, draw)
         memory = int(limits.upload_memory_mb * 1e6)
         most = _BYTES_A_COUNT * limits.counts_per_request + _MOST_TEXT
         answer = call_untrusted(partial(_packed, read), upload, SUBJECT, limits.upload_s, memory, most)

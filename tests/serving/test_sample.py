@@ -19,6 +19,7 @@ from serving.example import GROUP, MADE_UP, REAL, example_cells, made_up, real_c
 from serving.handover import Sample
 from serving.sample import cells_body, read_sample
 from serving.upload import Upload
+from tests.infer.tiny import cells_of
 from tests.serving.conftest import Served, json_cells, small_vocabulary
 
 H5AD = {"content-type": wire.H5AD}
@@ -140,3 +141,21 @@ def test_more_counts_than_the_limit_lets_are_told_before_all_are_read(tmp_path: 
     found = read_sample(Upload(str(tmp_path / "cells.h5ad"), "X", None, 100, 100, 5))
     assert isinstance(found, TooMuchError)
     assert (found.limit, found.value) == ("counts_per_request", 5)
+
+
+def test_cells_are_drawn_from_a_file_of_many(tmp_path: Path) -> None:
+    adata = cells_of(cells=3000)
+    adata.obs["row"] = np.arange(3000)
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    upload = Upload(str(tmp_path / "cells.h5ad"), "X", None, 100, 1000, 10**6, draw=50)
+    found, again = read_sample(upload), read_sample(upload)
+    assert isinstance(found, Sample)
+    assert isinstance(again, Sample)
+    rows = found.obs["row"]
+    assert (len(found.cells), found.of, len(set(rows))) == (50, 3000, 50)
+    assert rows == sorted(rows) == again.obs["row"]
+    assert found.cells.ids == adata.obs_names[rows].tolist()
+    x_ng = sparse.csr_matrix((found.cells.counts, found.cells.columns, found.cells.indptr), (50, adata.n_vars))
+    np.testing.assert_array_equal(x_ng.toarray(), adata.X[rows].toarray())
+    whole = read_sample(Upload(str(tmp_path / "cells.h5ad"), "X", None, 100, 1000, 10**6))
+    assert isinstance(whole, TooMuchError)
