@@ -35,7 +35,7 @@ _METADATA: Json = {
 
 def load(path: Path) -> list[Json]:
     """Return the documents of a YAML file; what an anchor repeats is a copy of its own."""
-    found = yaml.load_all(path.read_text(), yaml.CSafeLoader)  # noqa: S506  # the safe loader, in C
+    found = yaml.load_all(path.read_text(), yaml.CSafeLoader)  # the safe loader, in C
     return [json.loads(json.dumps(each)) for each in found if each is not None]
 
 
@@ -76,8 +76,8 @@ def _validator(api_version: str, kind: str) -> Draft202012Validator:
 def strict(schema: Json) -> Json:
     """Return a schema that refuses what it does not name, at every depth, in the words of JSON schema.
 
-    Left open is what says so (`x-kubernetes-preserve-unknown-fields`), and maps (`additionalProperties`). An int-or-string
-    has no type in OpenAPI; an empty value (`nullable`) is an additional type in JSON schema.
+    Left open is what says so (`x-kubernetes-preserve-unknown-fields`), and maps (`additionalProperties`). What may be a
+    number or a text has no type in OpenAPI; an empty value (`nullable`) is an additional type in JSON schema.
     """
     made = {key: value for key, value in schema.items() if key not in ("properties", "items", "nullable")}
     for key in ("items", "additionalProperties"):
@@ -110,64 +110,73 @@ _COUNT: Json = {"type": "integer", "minimum": 0}
 _SWITCH: Json = {"type": "boolean"}
 
 
+def _within(schema: Json, path: str) -> Json:
+    """Return the schema of a field, as of `spec.template`; of a list, named with [], that of its items."""
+    for name in path.split("."):
+        schema = schema["properties"][name.removesuffix("[]")]
+        schema = schema["items"] if name.endswith("[]") else schema
+    return schema
+
+
 @cache
 def _schemas() -> dict[tuple[str, str], Json]:
-    """Return a schema for each kind of manifest; what Kubernetes' kinds are made of is taken from KubeRay's."""
-    ray = definitions()
-    cluster = ray["RayCluster"]["properties"]["spec"]["properties"]
-    template: Json = dict(cluster["headGroupSpec"]["properties"]["template"])
+    """Return a schema for each kind of manifest."""
+    ray = {("ray.io/v1", kind): _with_metadata(each) for kind, each in definitions().items()}
+    return ray | _workloads() | _policies() | _monitoring()
+
+
+def _workloads() -> dict[tuple[str, str], Json]:
+    """Return schemas of what runs and how it is reached, made of what KubeRay's definitions embed."""
+    cluster, service = definitions()["RayCluster"], definitions()["RayService"]
+    template: Json = dict(_within(cluster, "spec.headGroupSpec.template"))
     template["properties"] = template["properties"] | {"metadata": {**_METADATA, "required": []}}
-    pod = template["properties"]["spec"]["properties"]
-    claim = pod["volumes"]["items"]["properties"]["ephemeral"]["properties"]["volumeClaimTemplate"]["properties"][
-        "spec"
-    ]
-    rules = cluster["networkPolicy"]["properties"]["head"]["properties"]
-    peer = rules["ingressRules"]["items"]["properties"]["from"]["items"]["properties"]
-    selector = peer["podSelector"]
-    labels = _spec([], matchLabels=selector["properties"]["matchLabels"])
-    claims: Json = {"type": "array", "items": {"type": "object", "properties": {"metadata": _METADATA, "spec": claim}}}
+    labels = _spec([], matchLabels=_within(_selector(), "matchLabels"))
+    claim = _within(template, "spec.volumes[].ephemeral.volumeClaimTemplate.spec")
+    claims: Json = {"type": "array", "items": _spec([], metadata=_METADATA, spec=claim)}
     workload = {"replicas": _COUNT, "selector": labels, "template": template}
-    policies: Json = {"type": "array", "items": {"enum": ["Ingress", "Egress"]}}
+    stateful = workload | {"serviceName": _TEXT, "volumeClaimTemplates": claims}
     return {
-        **{("ray.io/v1", kind): _with_metadata(each) for kind, each in ray.items()},
         ("v1", "Namespace"): _object(),
         ("v1", "ServiceAccount"): _object(automountServiceAccountToken=_SWITCH),
-        ("v1", "Service"): _object(
-            spec=ray["RayService"]["properties"]["spec"]["properties"]["serveService"]["properties"]["spec"]
-        ),
+        ("v1", "Service"): _object(spec=_within(service, "spec.serveService.spec")),
         ("apps/v1", "Deployment"): _object(spec=_spec(["selector", "template"], **workload)),
-        ("apps/v1", "StatefulSet"): _object(
-            spec=_spec(
-                ["selector", "template", "serviceName"], serviceName=_TEXT, volumeClaimTemplates=claims, **workload
-            )
-        ),
-        ("policy/v1", "PodDisruptionBudget"): _object(
-            spec=_spec(["selector"], selector=selector, minAvailable=_COUNT, maxUnavailable=_COUNT)
-        ),
+        ("apps/v1", "StatefulSet"): _object(spec=_spec(["selector", "template", "serviceName"], **stateful)),
+    }
+
+
+def _policies() -> dict[tuple[str, str], Json]:
+    """Return schemas of what guards pods."""
+    rules = _within(definitions()["RayCluster"], "spec.networkPolicy.head")["properties"]
+    types: Json = {"type": "array", "items": {"enum": ["Ingress", "Egress"]}}
+    allowed = {"ingress": rules["ingressRules"], "egress": rules["egressRules"]}
+    budget = {"selector": _selector(), "minAvailable": _COUNT, "maxUnavailable": _COUNT}
+    return {
+        ("policy/v1", "PodDisruptionBudget"): _object(spec=_spec(["selector"], **budget)),
         ("networking.k8s.io/v1", "NetworkPolicy"): _object(
-            spec=_spec(
-                ["podSelector", "policyTypes"],
-                podSelector=selector,
-                policyTypes=policies,
-                ingress=rules["ingressRules"],
-                egress=rules["egressRules"],
-            )
-        ),
-        # Of another operator, whose definitions are not here: the fields that are used, from its documentation.
-        ("monitoring.coreos.com/v1", "PodMonitor"): _object(
-            spec=_spec(
-                ["selector", "podMetricsEndpoints"],
-                selector=selector,
-                namespaceSelector=_spec(["matchNames"], matchNames={"type": "array", "items": _TEXT}),
-                podTargetLabels={"type": "array", "items": _TEXT},
-                podMetricsEndpoints={"type": "array", "items": _spec(["port"], port=_TEXT, interval=_TEXT)},
-            )
+            spec=_spec(["podSelector", "policyTypes"], podSelector=_selector(), policyTypes=types, **allowed)
         ),
     }
 
 
+def _monitoring() -> dict[tuple[str, str], Json]:
+    """Return the schema of another operator's kind, whose definition is not here: fields of its documentation."""
+    texts: Json = {"type": "array", "items": _TEXT}
+    spec = _spec(
+        ["selector", "podMetricsEndpoints"],
+        selector=_selector(),
+        namespaceSelector=_spec(["matchNames"], matchNames=texts),
+        podTargetLabels=texts,
+        podMetricsEndpoints={"type": "array", "items": _spec(["port"], port=_TEXT, interval=_TEXT)},
+    )
+    return {("monitoring.coreos.com/v1", "PodMonitor"): _object(spec=spec)}
+
+
+def _selector() -> Json:
+    return _within(definitions()["RayCluster"], "spec.networkPolicy.head.ingressRules[].from[].podSelector")
+
+
 def _with_metadata(schema: Json) -> Json:
-    """Return a schema of KubeRay's with what its metadata may hold, which a resource definition leaves to Kubernetes."""
+    """Return a schema of KubeRay's with what metadata may hold, which a resource definition leaves to Kubernetes."""
     made = json.loads(json.dumps(schema))  # a copy of its own: the embedded templates are changed
     for properties in _property_maps(made):
         if properties.get("metadata") == {"type": "object"}:
@@ -177,7 +186,7 @@ def _with_metadata(schema: Json) -> Json:
     return dict(made)
 
 
-def _property_maps(schema: Any) -> list[Json]:
+def _property_maps(schema: object) -> list[Json]:
     """Return every `properties` of a schema."""
     if isinstance(schema, list):
         return [found for each in schema for found in _property_maps(each)]

@@ -1,4 +1,4 @@
-"""Manifests against the resource definitions: all fields are known, and a field that is not is refused wherever it is."""
+"""Manifests against the resource definitions: all fields are known, and one that is not is refused wherever it is."""
 
 import copy
 import json
