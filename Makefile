@@ -25,7 +25,7 @@ demo: setup
 	  $(if $(DATA),--data "$(DATA)") $(if $(LABEL),--label "$(LABEL)") $(if $(VOCABULARY),--vocabulary "$(VOCABULARY)")
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 chaos: setup
 	$(BIN)/python -m pytest -m chaos -rA

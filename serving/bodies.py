@@ -103,7 +103,8 @@ async def parse(
         options = {name: values.pop(name, None) for name in _OF_FILES}
         asked = model.model_validate(_merged(_typed(values), _NO_CELL), strict=False)
         with uploads.take():
-            cells = await receive_upload(body, options["matrix"] or "X", options["gene_ids"], limits, read_upload)
+            found = await receive_upload(body, options["matrix"] or "X", options["gene_ids"], limits, read_upload)
+        cells = found.cells
     named = request.query_params.get("model", asked.model)
     if named != asked.model:
         raise HttpError(422, "invalid_request", "model in the address and in the body must be one")

@@ -11,8 +11,9 @@ from cellray.api.schema import CellsResponse
 from cellray.api.wire import H5AD, JSON
 from serving.bodies import media_type, read_body
 from serving.faults import HttpError, too_large
+from serving.handover import Sample
 from serving.openapi import errors
-from serving.sample import Sample, cells_body, json_megabytes, read_sample
+from serving.sample import cells_body, json_megabytes, read_sample
 from serving.service import Service
 from serving.upload import receive_upload
 

@@ -14,7 +14,8 @@ from cellray.data.sources.demo_data import restore_pbmc
 from cellray.errors import InputError
 from cellray.vocabulary import GeneVocabulary
 from serving.encoding import Encoder
-from serving.sample import Sample, read_sample
+from serving.handover import Sample
+from serving.sample import read_sample
 from serving.upload import Upload
 
 REAL = "350 blood cells (Zheng et al. 2017, of scanpy's pbmc68k_reduced), with raw counts of 765 genes"

@@ -25,9 +25,9 @@ from serving.batcher import Batcher
 from serving.config import ModelOptions
 from serving.encoding import Encoded
 from serving.example import example_cells
+from serving.handover import Sample
 from serving.loaded import LoadedModel, set_threads
 from serving.perturbing import Screens, asked_of, tabled
-from serving.sample import Sample
 
 logger = logging.getLogger("ray.serve")
 

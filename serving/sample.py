@@ -3,8 +3,7 @@
 For clients that cannot read an .h5ad themselves, as the web page. Knows files and numpy; models it does not know.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from cellray.api.wire import CellTable
 from cellray.data.sources.contract import CountSource, open_source
 from cellray.errors import InputError
 from serving.answers import TooMuchError
+from serving.handover import Sample
 from serving.upload import SUBJECT, Upload, checked_size, read_cells
 
 SYMBOL_COLUMNS = ("gene_name", "gene_symbol", "gene_symbols", "feature_name", "symbol")
@@ -25,31 +25,6 @@ _MOST_COLUMNS = 64
 _MOST_TEXT = 200
 _EXACT = 2.0**53
 _BYTES_A_COUNT = 12
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Cells and what is told of them.
-
-    Attributes
-    ----------
-    cells
-        Their counts; no gene stands there twice.
-    obs
-        Columns with a value a cell: text, whole numbers or finite numbers; None where there is none.
-    symbols
-        Names of the genes for people, if the file has a column of them.
-    left_out
-        Obs columns beyond the most that are told.
-    about
-        Where the cells come from; empty for a file of the caller's.
-    """
-
-    cells: CellTable
-    obs: dict[str, list[Any]]
-    symbols: Sequence[str] | None = None
-    left_out: int = 0
-    about: str = ""
 
 
 def read_sample(upload: Upload) -> Sample | TooMuchError:

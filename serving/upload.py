@@ -6,22 +6,24 @@ Whatever the file does to its reader is an error that says so. Which genes a mod
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TypeVar
 
 import numpy as np
 
 from cellray.api.wire import CellTable
 from cellray.data import gene_ids
-from cellray.data.isolated import call_isolated
 from cellray.data.sources.contract import CountSource, open_source
+from cellray.data.untrusted import call_untrusted
 from cellray.errors import InputError
 from serving.answers import TooMuchError
 from serving.config import Limits
+from serving.handover import Sample, pack, unpack
 
 SUBJECT = "the uploaded file"
-ReadT = TypeVar("ReadT")
+Reader = Callable[["Upload"], Sample | TooMuchError]
+"""Reads a file; runs in the child."""
 _FILE = "upload.h5ad"
 _BLOCK = 1024
 
@@ -49,8 +51,8 @@ class Upload:
     genes: int
 
 
-def read_upload(upload: Upload) -> CellTable | TooMuchError:
-    """Read all cells of a file; runs in the child.
+def read_upload(upload: Upload) -> Sample | TooMuchError:
+    """Read all cells of a file, and nothing else of it; runs in the child.
 
     Raises
     ------
@@ -58,7 +60,8 @@ def read_upload(upload: Upload) -> CellTable | TooMuchError:
         It is no sound .h5ad, or lacks the matrix or the column.
     """
     with open_source(upload.path, upload.matrix) as source:
-        return checked_size(source, upload) or read_cells(source, upload)
+        found = checked_size(source, upload) or read_cells(source, upload)
+    return Sample(found) if isinstance(found, CellTable) else found
 
 
 def checked_size(source: CountSource, upload: Upload) -> TooMuchError | None:
@@ -104,28 +107,32 @@ def read_cells(source: CountSource, upload: Upload) -> CellTable | TooMuchError:
     )
 
 
-async def receive_upload(
-    body: bytes,
-    matrix: str,
-    column: str | None,
-    limits: Limits,
-    read: Callable[[Upload], ReadT | TooMuchError],
-) -> ReadT:
+async def receive_upload(body: bytes, matrix: str, column: str | None, limits: Limits, read: Reader) -> Sample:
     """Return what a reader, as `read_upload`, finds in an uploaded file.
 
     Raises
     ------
     InputError, TooMuchError
-        See `read_upload`; or the file crashed its reader, or kept it busy for too long.
+        See `read_upload`; or the file crashed its reader, took it over, or kept it busy for too long.
     """
     with TemporaryDirectory(prefix="cellray-upload-") as folder:
         path = Path(folder) / _FILE
         await asyncio.to_thread(path.write_bytes, body)
         upload = Upload(str(path), matrix, column, limits.cells_per_request, limits.genes_per_cell)
-        memory = int(limits.upload_memory_mb * 1e6)
-        found = await asyncio.to_thread(call_isolated, read, upload, SUBJECT, limits.upload_s, memory)
+        found = await asyncio.to_thread(_read, read, upload, limits)
     if isinstance(found, InputError):
         raise InputError(*(str(part).replace(str(path), SUBJECT) for part in found.args))
     if isinstance(found, TooMuchError):
         raise found
     return found
+
+
+def _read(read: Reader, upload: Upload, limits: Limits) -> Sample | TooMuchError | InputError:
+    """Read a file in a child; believe nothing of the answer that is not checked."""
+    memory = int(limits.upload_memory_mb * 1e6)
+    answer = call_untrusted(partial(_packed, read), upload, SUBJECT, limits.upload_s, memory)
+    return answer if isinstance(answer, InputError) else unpack(answer, SUBJECT)
+
+
+def _packed(read: Reader, upload: Upload) -> bytes:
+    return pack(read(upload))

@@ -22,6 +22,17 @@ GENES = [f"ENSG{i:011d}" for i in range(1, 41)]
 """Forty made-up human genes; the small vocabulary knows the first thirty."""
 
 
+RAY = "ray"
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep all tests that use Ray in one process: two Rays at work on two cores stall each other."""
+    for item in items:
+        if "ray_session" in getattr(item, "fixturenames", ()) or item.get_closest_marker("own_ray"):
+            item.add_marker(pytest.mark.xdist_group(RAY))
+
+
 @pytest.fixture(scope="session")
 def ray_session(s3_endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """One Ray of two CPUs for the whole test session; its workers know the S3 server."""

@@ -20,7 +20,7 @@ from cellray.model.packed import PackedBatch, unpad
 from cellray.model.presets import bert_config
 from cellray.train.objectives import NOT_MASKED, GeneMasker, MaskedBatch, MaskedGeneLoss, step_generator
 from cellray.train.precision import autocast, autocast_dtype, compile_layers
-from cellray.train.throughput import ThroughputWindow, peak_memory_bytes, peak_of, row_lengths
+from cellray.train.throughput import StepWork, ThroughputWindow, peak_memory_bytes, peak_of, row_lengths
 from cellray.vocabulary import GeneVocabulary
 
 WARM_UP, STEPS = 5, 20
@@ -91,7 +91,7 @@ def measure(size: Size, way: str, device: torch.device, *, compiled: bool, steps
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     masker, dtype = GeneMasker(vocabulary, 0.15, device), autocast_dtype("auto", device)
     warm_up, timed = steps
-    window, last, masked = ThroughputWindow(model.config, None), torch.zeros(()), torch.zeros(())
+    window, last, masked = ThroughputWindow(StepWork(model.config), None), torch.zeros(()), torch.zeros(())
     for step, ids_nl in enumerate(batches(size, warm_up + timed)):
         if step == warm_up:
             window = _fresh_window(model, device, dtype)
@@ -113,7 +113,7 @@ def _fresh_window(model: BertForMaskedLM, device: torch.device, dtype: torch.dty
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
-    return ThroughputWindow(model.config, peak_of(device, dtype))
+    return ThroughputWindow(StepWork(model.config), peak_of(device, dtype))
 
 
 def _line(

@@ -25,7 +25,7 @@ from tests.s3 import s3_environment
 Make = Callable[..., Path]
 FILES, CELLS, SHARD = 40, 60, 12
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.own_ray, pytest.mark.timeout(900)]
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from tests.processes import ray_workers
 
 CELLS = 30
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.own_ray, pytest.mark.timeout(900)]
 
 
 @pytest.fixture

@@ -71,6 +71,7 @@ def test_building_does_no_work() -> None:
     assert build(config)._bound_deployment.name == "ingress"
 
 
+@pytest.mark.own_ray
 def test_the_command_line_serves_until_it_is_stopped(tmp_path: Path) -> None:
     port = free_port()
     options = {
@@ -102,6 +103,7 @@ def test_the_command_line_serves_until_it_is_stopped(tmp_path: Path) -> None:
             server.wait()
 
 
+@pytest.mark.own_ray
 def test_a_missing_model_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "serve.yaml").write_text(yaml.safe_dump({"models": MODELS, "access": {"auth": "none"}}))
     command = [sys.executable, "-m", "serving.run", "--config", str(tmp_path / "serve.yaml")]

@@ -15,7 +15,8 @@ from cellray.errors import InputError
 from cellray.vocabulary import GeneVocabulary
 from serving.encoding import Encoder
 from serving.example import GROUP, MADE_UP, REAL, example_cells, made_up, real_cells
-from serving.sample import Sample, cells_body, read_sample
+from serving.handover import Sample
+from serving.sample import cells_body, read_sample
 from serving.upload import Upload
 from tests.serving.conftest import Served, json_cells, small_vocabulary
 

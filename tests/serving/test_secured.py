@@ -55,6 +55,9 @@ class Secured:
         return [json.loads(line) for line in self.audit.read_text().splitlines()]
 
 
+pytestmark = pytest.mark.own_ray
+
+
 @pytest.fixture(scope="module")
 def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     folder = tmp_path_factory.mktemp("secured")

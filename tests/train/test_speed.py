@@ -1,5 +1,7 @@
 """The loss in chunks, packed training, the accounting of speed, autocast, checkpointed activations, compilation."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -11,10 +13,12 @@ from cellray.errors import InputError
 from cellray.model.packed import unpad
 from cellray.model.presets import bert_config
 from cellray.train import throughput
+from cellray.train.annotation import work_of
 from cellray.train.head_loss import linear_cross_entropy
 from cellray.train.objectives import NOT_MASKED, GeneMasker, MaskedBatch, MaskedGeneLoss, step_generator
+from cellray.train.parameters import add_lora, freeze_layers
 from cellray.train.precision import autocast, autocast_dtype, checkpoint_activations, compile_layers
-from cellray.train.throughput import ThroughputWindow, model_flops, peak_flops, peak_memory_bytes, peak_of, row_lengths
+from cellray.train.throughput import StepWork, ThroughputWindow, peak_flops, peak_memory_bytes, peak_of, row_lengths
 from cellray.vocabulary import GeneVocabulary
 
 CPU = torch.device("cpu")
@@ -144,7 +148,37 @@ def test_flops_are_those_torch_counts(vocabulary: GeneVocabulary) -> None:
     count = int((batch.labels_nl != NOT_MASKED).sum())
     decoder_in_place = 2 * count * model.config.vocab_size * model.config.hidden_size
     counted = counter.get_total_flops() + decoder_in_place
-    assert model_flops(model.config, ids_nl.numel(), 6 * 16**2, count) == counted
+    assert StepWork(model.config).flops(ids_nl.numel(), 6 * 16**2, count) == counted
+
+
+@pytest.mark.parametrize("frozen", [0, 1, 2, 3])
+def test_flops_of_frozen_layers_are_those_torch_counts(vocabulary: GeneVocabulary, frozen: int) -> None:
+    ids_nl = tokens(padded=False)
+    bert = trained(vocabulary).bert.train()
+    freeze_layers(SimpleNamespace(bert=bert), frozen)  # type: ignore[arg-type]
+    bert.set_attn_implementation("eager")
+    weight = torch.ones((), requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        (weight * bert(ids_nl).last_hidden_state.sum()).backward()
+    work = work_of(bert)
+    assert (work.frozen, work.config.num_hidden_layers) == (frozen, 3)
+    assert work.flops(ids_nl.numel(), 6 * 16**2, 0) == counter.get_total_flops()
+
+
+def test_flops_with_additions_are_those_torch_counts_less_the_additions(vocabulary: GeneVocabulary) -> None:
+    ids_nl = tokens(padded=False)
+    bert = trained(vocabulary).bert.train()
+    freeze_layers(SimpleNamespace(bert=bert), 1)  # type: ignore[arg-type]
+    add_lora(SimpleNamespace(bert=bert), rank=1, alpha=1.0)  # type: ignore[arg-type]
+    bert.set_attn_implementation("eager")
+    with FlopCounterMode(display=False) as counter:
+        bert(ids_nl).last_hidden_state.sum().backward()
+    work = work_of(bert)
+    assert (work.frozen, work.weights) == (1, False)
+    # two additions in each of two layers, down to rank 1 and up again; what goes into the lower ones needs no gradient
+    additions = 2 * (2 * 4 + 8 + 6) * work.config.hidden_size * ids_nl.numel()
+    keys_of_the_first = 2 * work.config.hidden_size * 6 * 16**2  # nothing is learnt of them: no gradient
+    assert work.flops(ids_nl.numel(), 6 * 16**2, 0) == counter.get_total_flops() - additions + keys_of_the_first
 
 
 def test_flops_of_v1_by_hand(vocabulary: GeneVocabulary) -> None:
@@ -152,7 +186,7 @@ def test_flops_of_v1_by_hand(vocabulary: GeneVocabulary) -> None:
     config.vocab_size = 25_426
     # a token: 6 layers of 4 x 256 x 256 + 2 x 256 x 512 weights; a masked one: 256 x 256 + 25,426 x 256
     by_hand = 6 * (2048 * 3_145_728 + 307 * 6_574_592) + 12 * 6 * 256 * 2048**2
-    assert model_flops(config, 2048, 2048**2, 307) == by_hand
+    assert StepWork(config).flops(2048, 2048**2, 307) == by_hand
 
 
 @pytest.mark.parametrize(
@@ -188,14 +222,14 @@ def test_a_window_of_throughput(vocabulary: GeneVocabulary, monkeypatch: pytest.
     config = bert_config("tiny", vocabulary, 16)
     clock = iter([0.0, 1.0, 1.5, 4.0, 9.0])
     monkeypatch.setattr(throughput.time, "perf_counter", lambda: next(clock))
-    flops = model_flops(config, 48, 16**2 + 3**2 + 9**2 + 1 + 12**2 + 7**2, 5)
-    window = ThroughputWindow(config, peak=flops)
+    flops = StepWork(config).flops(48, 16**2 + 3**2 + 9**2 + 1 + 12**2 + 7**2, 5)
+    window = ThroughputWindow(StepWork(config), peak=flops)
     with window.waiting():
         pass
     window.add(row_lengths(tokens(), 0))
     found = window.metrics(world_size=2, masked=5)
     assert found == {"cells_per_s": 3.0, "tokens_per_s": 24.0, "data_wait_share": 0.125, "mfu": pytest.approx(0.25)}
-    assert "mfu" not in ThroughputWindow(config, peak=None).metrics(1, 0, seconds=1.0)
+    assert "mfu" not in ThroughputWindow(StepWork(config), peak=None).metrics(1, 0, seconds=1.0)
 
 
 def test_lengths_count_up_beyond_small_integers(vocabulary: GeneVocabulary) -> None:

@@ -133,26 +133,50 @@ def unpack_cells(data: bytes) -> tuple[CellTable, dict[str, Any]]:
     InputError
         These are no such safetensors, or they are damaged, or indices are out of range.
     """
-    try:
-        found = load(data)
-    except (SafetensorError, ValueError, KeyError, TypeError, OverflowError, MemoryError) as error:
-        raise _refused(f"it must be safetensors ({CELLS})", " ".join(str(error).split())[:200]) from None
-    kinds = {name: np.dtype(np.uint8) for name in _TEXTS} | _ARRAYS
-    if {name: each.dtype for name, each in found.items()} != kinds or any(each.ndim != 1 for each in found.values()):
-        told = ", ".join(f"{name}: {each.dtype}{list(each.shape)}" for name, each in found.items())[:500]
-        raise _refused(f"it has the vectors {', '.join(f'{n}: {k}' for n, k in kinds.items())}", told or "none")
+    found = load_vectors(data, {name: np.dtype(np.uint8) for name in _TEXTS} | _ARRAYS)
     ids, genes, parameters = (_text(found[name], kind) for name, kind in _TEXTS.items())
     _check_names(ids, genes)
     if parameters is None:
         raise _refused("`parameters` is a JSON object", "something else")
-    indptr, columns, counts = (found[name] for name in _ARRAYS)
+    cells = CellTable(ids, genes, *(found[name] for name in _ARRAYS))
+    check_rows(cells)
+    return cells, parameters
+
+
+def load_vectors(data: bytes, kinds: Mapping[str, np.dtype[Any]]) -> dict[str, NDArray[Any]]:
+    """Return the arrays of a stranger's safetensors: vectors of these names and kinds, and nothing else.
+
+    Raises
+    ------
+    InputError
+        They are something else, or damaged.
+    """
+    try:
+        found = load(data)
+    except (SafetensorError, ValueError, KeyError, TypeError, OverflowError, MemoryError) as error:
+        raise _refused(f"it must be safetensors ({CELLS})", " ".join(str(error).split())[:200]) from None
+    if {name: each.dtype for name, each in found.items()} != kinds or any(each.ndim != 1 for each in found.values()):
+        told = ", ".join(f"{name}: {each.dtype}{list(each.shape)}" for name, each in found.items())[:500]
+        raise _refused(f"it has the vectors {', '.join(f'{n}: {k}' for n, k in kinds.items())}", told or "none")
+    return found
+
+
+def check_rows(cells: CellTable) -> None:
+    """Check that the arrays of cells fit each other.
+
+    Raises
+    ------
+    InputError
+        They do not.
+    """
+    indptr, columns, counts = cells.indptr, cells.columns, cells.counts
     ends = [*indptr[:1].tolist(), *indptr[-1:].tolist()]
-    if len(indptr) != len(ids) + 1 or ends != [0, len(columns)] or len(columns) != len(counts) or _falls(indptr):
+    if len(indptr) != len(cells) + 1 or ends != [0, len(columns)] or len(columns) != len(counts) or _falls(indptr):
         rule = "`indptr` rises from 0 to the number of counts, a step for each cell, and each count has a column"
-        raise _refused(rule, f"{len(ids)} cells, {len(columns)} columns, {len(counts)} counts, indptr {ends}")
-    if len(columns) and not 0 <= columns.min() <= columns.max() < len(genes):
-        raise _refused(f"`columns` holds places in the {len(genes):,} `genes`", f"{columns.min()}..{columns.max()}")
-    return CellTable(ids, genes, indptr, columns, counts), parameters
+        raise _refused(rule, f"{len(cells)} cells, {len(columns)} columns, {len(counts)} counts, indptr {ends}")
+    if len(columns) and not 0 <= columns.min() <= columns.max() < len(cells.genes):
+        rule = f"`columns` holds places in the {len(cells.genes):,} `genes`"
+        raise _refused(rule, f"{columns.min()}..{columns.max()}")
 
 
 def _text(bytes_n: NDArray[np.uint8], kind: type) -> Any:  # noqa: ANN401  # JSON

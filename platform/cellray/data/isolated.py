@@ -12,10 +12,11 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from tempfile import TemporaryFile
+from typing import IO, TypeVar
 
 from cellray.errors import InputError, StorageError
 
@@ -33,7 +34,9 @@ rightly take more than a file's reader does; what takes too much there is killed
 CRASHED = "a file may not crash its reader"
 FIX = "The file is damaged or made to do harm: leave it out, or write it again from its source."
 _SLOW = "Leave the file out, convert a matrix stored by gene to one stored by cell, or read from a faster storage."
-_STARTED = b"+"  # the answer's first byte: what goes wrong after it is the call's doing
+STARTED = b"+"
+"""A child's first word: what goes wrong after it is the call's doing."""
+_LAST_WORDS = 1 << 14
 _ENVIRONMENT = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE),
     *(errno.ESTALE, errno.EIO),
@@ -80,41 +83,75 @@ def call_isolated(
     """
     from ray import cloudpickle
 
-    limit = memory_limit or _spare_memory()
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    try:
-        child = subprocess.run(  # noqa: S603  # this interpreter and this module
-            [sys.executable, "-m", __name__],
-            input=cloudpickle.dumps((function, item, subject, limit)),
-            capture_output=True,
-            check=False,
-            env=environment,
-            timeout=time_limit_s,
-        )
-    except subprocess.TimeoutExpired:
-        rule = "a file must be readable in bounded time"
-        found = f"no end after {time_limit_s:,.0f} s, twice: it keeps its reader busy, or the storage is too slow"
-        return InputError(subject, rule, found, _SLOW)
-    answer = _answer(child, subject)
-    if isinstance(answer, Exception) and not isinstance(answer, InputError):
-        raise answer
-    result: R | InputError = answer
+    call = cloudpickle.dumps((function, item, subject, memory_limit or _spare_memory()))
+    answer = ask_child(__name__, call, subject, time_limit_s, dict(os.environ))
+    if isinstance(answer, InputError):
+        return answer
+    # No door that was shut: a file that took over its reader would have done so in the worker, which reads it first.
+    # Files that are read nowhere else are a matter for `cellray.data.untrusted`.
+    found = pickle.loads(answer)  # noqa: S301
+    if isinstance(found, Exception) and not isinstance(found, InputError):
+        raise found
+    result: R | InputError = found
     return result
 
 
-def _answer(child: "subprocess.CompletedProcess[bytes]", subject: str) -> Any:  # noqa: ANN401
-    """Return what a child answered, or the error that its end amounts to."""
-    if child.returncode < 0:
-        return InputError(subject, CRASHED, f"its reader died of {_signal(-child.returncode)}, twice", FIX)
-    last_words = child.stderr.decode(errors="replace").strip().rsplit("\n", 1)[-1]
-    if not child.stdout.startswith(_STARTED):
-        raise RuntimeError(last_words)
-    if child.returncode > 0 or len(child.stdout) == len(_STARTED):
-        found = f"its reader ended with status {child.returncode} and no answer, twice ({last_words[:200]})"
-        return InputError(subject, CRASHED, found, FIX)
-    # In jobs no door that was shut: a file that took over its reader would have done so in the worker, which reads it
-    # first. A server's upload is read here alone, so it guards against crashes, not takeovers.
-    return pickle.loads(child.stdout[len(_STARTED) :])  # noqa: S301
+def ask_child(
+    module: str, call: bytes, subject: str, time_limit_s: float, environment: Mapping[str, str]
+) -> bytes | InputError:
+    """Run a module as a child process; return what it answers after `STARTED`, or the error that its end amounts to.
+
+    Parameters
+    ----------
+    module
+        Reads the call from standard input, writes `STARTED` once it begins to make it, then the answer.
+    call
+        What it is told.
+    subject
+        The file to name if it dies.
+    time_limit_s
+        Longest it may take. [s]
+    environment
+        Of the child; it finds modules where this process does.
+
+    Raises
+    ------
+    RuntimeError
+        The child did not come so far as to make the call.
+    """
+    path = os.pathsep.join(path for path in sys.path if path)
+    with TemporaryFile() as out, TemporaryFile() as words:  # files, not pipes: what it says may be long
+        try:
+            child = subprocess.run(  # noqa: S603  # this interpreter and a module of ours
+                [sys.executable, "-m", module],
+                input=call,
+                stdout=out,
+                stderr=words,
+                check=False,
+                env={**environment, "PYTHONPATH": path},
+                timeout=time_limit_s,
+            )
+        except subprocess.TimeoutExpired:
+            rule = "a file must be readable in bounded time"
+            found = f"no end after {time_limit_s:,.0f} s, twice: it keeps its reader busy, or the storage is too slow"
+            return InputError(subject, rule, found, _SLOW)
+        if child.returncode < 0:
+            return InputError(subject, CRASHED, f"its reader died of {_signal(-child.returncode)}, twice", FIX)
+        out.seek(0)
+        if out.read(len(STARTED)) != STARTED:
+            raise RuntimeError(_last_line(words))
+        answer = out.read()
+        if child.returncode > 0 or not answer:
+            found = f"its reader ended with status {child.returncode} and no answer, twice ({_last_line(words)[:200]})"
+            return InputError(subject, CRASHED, found, FIX)
+        return answer
+
+
+def _last_line(words: IO[bytes]) -> str:
+    """Return the last line of a file, of which only the end is read."""
+    size = words.seek(0, os.SEEK_END)
+    words.seek(max(0, size - _LAST_WORDS))
+    return words.read().decode(errors="replace").strip().rsplit("\n", 1)[-1]
 
 
 def _signal(number: int) -> str:
@@ -143,8 +180,8 @@ def _spare_memory() -> int:
     return max(MEMORY_LIMIT, free // 2)
 
 
-def _limit_memory(added: int) -> None:
-    """Let this process's memory grow by so much and no further."""
+def limit_memory(added: int) -> None:
+    """Let this process's memory grow by so many bytes and no further; only Linux keeps to it."""
     if sys.platform != "linux":
         return
     import resource
@@ -156,20 +193,26 @@ def _limit_memory(added: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (wanted, hard))
 
 
-def _child() -> None:
-    """Answer one call: a function and its argument come in, its result or its exception goes out, pickled."""
-    from ray import cloudpickle
-
+def begin_child() -> IO[bytes]:
+    """Make this process one that ends with its parent; return where the answer goes, which nothing printed reaches."""
     with suppress(OSError, AttributeError):  # the child must not outlive the worker that waits for it
         import ctypes
 
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, Linux only
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print must not mix with the answer
+    return out
+
+
+def _child() -> None:
+    """Answer one call: a function and its argument come in, its result or its exception goes out, pickled."""
+    from ray import cloudpickle
+
+    out = begin_child()
     function, item, subject, limit = pickle.load(sys.stdin.buffer)  # noqa: S301  # written by the parent
-    out.write(_STARTED)
+    out.write(STARTED)
     out.flush()
-    _limit_memory(limit)
+    limit_memory(limit)
     try:
         answer = function(item)
     except InputError as error:

@@ -139,8 +139,13 @@ def _ranked(
     reference = 1.0 if label == "mean cosine similarity" else 0.0
     of_measure = f"Donor_{value_name(str(drawing.manifest.options['measure']))}_mean"
     name = next((name for name in (*_INTERVALS, of_measure) if drawing.interval(name) is not None), "")
-    intervals, share = drawing.interval(name), drawing.manifest.options["confidence"]
-    unit = "donors" if name.startswith("Donor") else "cells"
+    share, unit = drawing.manifest.options["confidence"], "donors" if name.startswith("Donor") else "cells"
+    if unit == "donors":  # points and bars must be of one kind
+        known = ~np.isnan(drawing.column(name))
+        drawing, hit = Drawing(drawing.table[known], drawing.manifest, drawing.write), hit[known]
+        shift, label = drawing.column(name), f"{label}, over donors"
+        title += f"; {int((~known).sum()):,} without donors left out" if not known.all() else ""
+    intervals = drawing.interval(name)
     bars = "" if intervals is None else f"{label}\nbars: {share:.0%} intervals over {unit}"
     drawing.write(
         "ranked_shifts",

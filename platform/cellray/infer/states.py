@@ -1,5 +1,6 @@
 """Embeddings of cell states: given, or the exact mean or median over a state's cells, which the screen embeds."""
 
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,8 @@ from cellray.infer.results import Embeddings
 if TYPE_CHECKING:
     from cellray.infer.screen import ScreenConfig
 
+logger = logging.getLogger(__name__)
+
 STATE = "state"
 FOLDER = "states"
 """Folder of the embeddings, below the directory of a screen."""
@@ -33,6 +36,7 @@ def state_embeddings(config: "ScreenConfig", corpus: Corpus) -> dict[str, NDArra
     output = f"{config.output.rstrip('/')}.{FOLDER}"
     shared = {name: getattr(config, name) for name in ("corpus", "model", "layer", "pooling", "token_budget", "actors")}
     more = {name: getattr(config, name) for name in ("cpus_per_actor", "gpus_per_actor", "threads", "tracking_uri")}
+    logger.info("first the %s of each state: all cells are embedded into %s", config.state_statistic, output)
     embed_cells(EmbedConfig(output=output, **shared, **more))
     assert config.state_column is not None
     return pooled_by_state(Embeddings.open(output), config.state_column, config.states.names, config.state_statistic)

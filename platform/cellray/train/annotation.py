@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor, nn
-from transformers import BertConfig
+from transformers import BertModel
 
 from cellray.model.annotator import AnnotatedEncoder
 from cellray.model.heads import head_answer, head_loss
 from cellray.train.contracts import Batch
 from cellray.train.folds import VALIDATION
 from cellray.train.tasks.contract import Arrays, Task
+from cellray.train.throughput import StepWork
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,14 @@ class AnnotationLoss(nn.Module):
         return total, weight, logits
 
 
+def work_of(bert: BertModel) -> StepWork:
+    """Return what a training step of an encoder computes, which may be frozen in part or have additions."""
+    trained = [any(weight.requires_grad for weight in layer.parameters()) for layer in bert.encoder.layer]
+    whole = any(name.endswith("attention.output.dense.weight") and weight.requires_grad
+                for name, weight in bert.named_parameters())  # fmt: skip
+    return StepWork(bert.config, trained.index(True) if any(trained) else len(trained), whole)
+
+
 class Annotation:
     """Learn what a task says of cells or genes; see `cellray.train.contracts.Objective`.
 
@@ -67,10 +76,12 @@ class Annotation:
         What is learnt, and on which part of which fold.
     """
 
+    vocabulary_head = False
+
     def __init__(self, model: AnnotatedEncoder, task: Task, fold: int, part: int) -> None:
         self.model, self._task, self._fold, self._part = model, task, fold, part
         self._device = next(model.parameters()).device
-        self.flops: BertConfig | None = None  # the formula counts weights that are all trained
+        self.work = work_of(model.bert)
         self.module: nn.Module = AnnotationLoss(model, task.class_weights(fold, part), task.head_weights())
 
     def prepare(self, batch: Batch, generator: Generator) -> LabelledBatch:

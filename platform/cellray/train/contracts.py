@@ -7,7 +7,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
-from transformers import BertConfig
+
+from cellray.train.throughput import StepWork
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,15 @@ class Objective(Protocol):
     module
         Holds all weights. Called with what `prepare` returned it gives the summed loss and the weight of the sum, two
         scalars, and maybe more; the loop divides by the weight summed over all workers.
-    flops
-        Configuration from which the work of a step is reckoned, a target's being one vocabulary head; None: it is not.
+    work
+        What a step computes.
+    vocabulary_head
+        Whether the weight of a loss counts positions that a vocabulary head predicted.
     """
 
     module: nn.Module
-    flops: BertConfig | None
+    work: StepWork
+    vocabulary_head: bool
 
     def prepare(self, batch: Batch, generator: Generator) -> Any:  # noqa: ANN401  # what the module takes
         """Bring a batch to the device, with what is to be predicted; `generator` is the step's."""

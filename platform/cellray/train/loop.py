@@ -272,7 +272,8 @@ class Loop:
         total, weight = self._take_sums()
         metrics = {"train_loss": total / (weight or 1), "grad_norm": float(whole(self._unchecked.norm))}
         self._check_loss()
-        metrics |= window.metrics(self._session.world_size, round(weight / self._session.world_size))
+        masked = round(weight / self._session.world_size) if self._objective.vocabulary_head else 0
+        metrics |= window.metrics(self._session.world_size, masked)
         metrics |= {"learning_rate": max(self._scheduler.get_last_lr()), "peak_memory_gb": self._peak_memory()}
         if validation:  # a model that is trained on all cells is not judged
             metrics |= self.validate(validation)
@@ -297,7 +298,7 @@ class Loop:
         return bool(agree(int(age > 60 * self._config.checkpoint_minutes), self._session.world_size))
 
     def _window(self) -> ThroughputWindow:
-        return ThroughputWindow(self._objective.flops, self._peak)
+        return ThroughputWindow(self._objective.work, self._peak)
 
     def _peak_memory(self) -> float:
         return peak_memory_bytes(self._device) / 1e9

@@ -5,11 +5,12 @@ from collections.abc import Iterable
 
 import torch
 from torch import Generator, Tensor, nn
-from transformers import BertConfig, BertForMaskedLM
+from transformers import BertForMaskedLM
 
 from cellray.model.packed import PackedBatch, unpad
 from cellray.train.contracts import Batch
 from cellray.train.objectives import GeneMasker, MaskedBatch, MaskedGeneLoss
+from cellray.train.throughput import StepWork
 from cellray.vocabulary import PAD, GeneVocabulary
 
 
@@ -28,6 +29,8 @@ class MaskedGenes:
         Whether a batch's cells are put into one row, without padding.
     """
 
+    vocabulary_head = True
+
     def __init__(
         self,
         model: BertForMaskedLM,
@@ -42,7 +45,7 @@ class MaskedGenes:
         self._masker = GeneMasker(vocabulary, probability, self._device)
         self._seed, self._packed = seed, packed
         self._pad_id = vocabulary.special_tokens[PAD]
-        self.flops: BertConfig | None = model.config
+        self.work = StepWork(model.config)
 
     def prepare(self, batch: Batch, generator: Generator) -> MaskedBatch:
         """Bring a batch to the device and hide genes there."""

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -47,41 +48,67 @@ PEAK_TFLOPS: tuple[tuple[str, dict[str, float]], ...] = (
 """Peak TFLOP/s of one device: a pattern for the whole of `torch.cuda.get_device_name`, and a figure for each kind of
 matrix product (`tf32` = float32 tensors on tensor cores). A slice of a device (MIG) has another name and no entry.
 
-Written from memory and not checked against the sheets. Dense figures of NVIDIA's data sheets
+Checked against public tables of these figures: A10, A30, A40, A100, H100 (SXM, PCIe), H200, L4, L40, L40S, T4, V100;
+the others are unchecked. Dense figures of NVIDIA's data sheets
 (A10, A10G, A30, A40, A100, B200 (HGX), H100, H200, L4, L40, L40S, RTX A6000, T4,
 V100) and of its Ampere (GA102) and Ada architecture papers (GeForce; float32 accumulation). Where a sheet gives the
 figure with 2:4 sparsity only, half of it stands here: training's matrices are dense."""
 
 
-def model_flops(config: BertConfig, tokens: int, squared_lengths: int, masked: int) -> float:
-    """Return the floating point operations of one training step of a masked-gene model.
+@dataclass(frozen=True)
+class StepWork:
+    """What a training step computes, from which its floating point operations follow.
 
-    A weight matrix multiplies each token once forward (a multiplication and an addition a weight: 2) and twice backward
-    (for the gradient of its input and of itself: 4), 6 a weight and token. A layer's matrices are query, key, value and
-    output (4 d^2) and the two of the feed-forward part (2 d f). The head's d^2 + V d work at the masked positions only.
-    Attention has two products without weights, queries by keys and probabilities by values: each is n^2 d
-    multiply-adds in a cell of n tokens, 2 x 2 n^2 d operations forward and twice that backward, 12 n^2 d.
-
-    FLOPs = 6 tokens L (4 d^2 + 2 d f) + 6 masked (d^2 + V d) + 12 L d sum n^2
-
-    (Kaplan et al. 2020, section 2.1; Chowdhery et al. 2022, appendix B.) Looking up embeddings multiplies nothing.
-    Element-wise work and the optimiser are left out, under 1 % beside matrices.
-
-    Parameters
+    Attributes
     ----------
     config
-        L layers, width d, feed-forward width f, vocabulary V.
-    tokens
-        Tokens without padding.
-    squared_lengths
-        Sum over cells of their squared number of tokens.
-    masked
-        Positions whose gene is predicted.
+        Layers, width, feed-forward width and vocabulary of the model.
+    frozen
+        First layers in and below which nothing is learnt.
+    weights
+        Whether the encoder's own weights are learnt above; not with low-rank additions in their place.
     """
-    layers, d = config.num_hidden_layers, config.hidden_size
-    weights = layers * (4 * d * d + 2 * d * config.intermediate_size)
-    head = d * d + config.vocab_size * d
-    return 6.0 * (tokens * weights + masked * head) + 12.0 * layers * d * squared_lengths
+
+    config: BertConfig
+    frozen: int = 0
+    weights: bool = True
+
+    def flops(self, tokens: int, squared_lengths: int, masked: int) -> float:
+        """Return the floating point operations of a step.
+
+        A weight matrix multiplies each token once forward (a multiplication and an addition a weight: 2) and, where all
+        is learnt, twice backward (for the gradients of its input and of itself: 4), 6 a weight and token. A layer's
+        matrices are query, key, value and output (4 d^2) and the two of the feed-forward part (2 d f). The vocabulary
+        head's d^2 + V d work at the masked positions only. Attention has two products without weights, queries by keys
+        and probabilities by values: each is n^2 d multiply-adds in a cell of n tokens, 2 x 2 n^2 d operations forward
+        and twice that backward, 12 n^2 d.
+
+        FLOPs = 6 tokens L (4 d^2 + 2 d f) + 6 masked (d^2 + V d) + 12 L d sum n^2
+
+        (Kaplan et al. 2020, section 2.1; Chowdhery et al. 2022, appendix B.) Frozen layers go forward only (2 in place
+        of 6, 4 n^2 d in place of 12); the first layer above them needs no gradient of the input of query, key and
+        value. Where weights are not learnt the gradients of themselves are left out (4 in place of 6). Looking up
+        embeddings multiplies nothing. Element-wise work, the optimiser, low-rank additions and the heads of fine-tuning
+        are left out, each under 1 % beside matrices.
+
+        Parameters
+        ----------
+        tokens
+            Tokens without padding.
+        squared_lengths
+            Sum over cells of their squared number of tokens.
+        masked
+            Positions whose gene is predicted by a vocabulary head.
+        """
+        d, layers = self.config.hidden_size, self.config.num_hidden_layers
+        learning = layers - self.frozen
+        weights = 4 * d * d + 2 * d * self.config.intermediate_size
+        backward = (4.0 if self.weights else 2.0) * learning * weights
+        if learning and (self.frozen or not self.weights):
+            backward -= 2 * 3 * d * d
+        head = d * d + self.config.vocab_size * d
+        attention = (4.0 * layers + 8.0 * learning) * d
+        return tokens * (2.0 * layers * weights + backward) + 6.0 * masked * head + attention * squared_lengths
 
 
 def peak_flops(device_name: str, kind: str) -> float | None:
@@ -127,14 +154,14 @@ class ThroughputWindow:
 
     Parameters
     ----------
-    config
-        The model's size; None = the work is not reckoned.
+    work
+        What a step computes.
     peak
         Peak FLOP/s of the worker's device; None = unavailable.
     """
 
-    def __init__(self, config: BertConfig | None, peak: float | None) -> None:
-        self._config, self._peak = config, peak
+    def __init__(self, work: StepWork, peak: float | None) -> None:
+        self._work, self._peak = work, peak
         self.cells, self.tokens, self.squared_lengths = 0, 0, 0
         self.waited_s, self._began = 0.0, time.perf_counter()
 
@@ -160,7 +187,7 @@ class ThroughputWindow:
         world_size
             Workers, taken to be as fast as this one: rates are theirs together, the use of the hardware is of one.
         masked
-            Positions this worker predicted.
+            Positions that a vocabulary head of this worker predicted.
         seconds
             How long the window was; by default since its making.
 
@@ -176,8 +203,8 @@ class ThroughputWindow:
             "tokens_per_s": world_size * self.tokens / seconds,
             "data_wait_share": self.waited_s / seconds,
         }
-        if self._peak is not None and self._config is not None:
-            flops = model_flops(self._config, self.tokens, self.squared_lengths, masked)
+        if self._peak is not None:
+            flops = self._work.flops(self.tokens, self.squared_lengths, masked)
             rates["mfu"] = flops / seconds / self._peak
         return rates
 

@@ -1,0 +1,121 @@
+"""A Ray cluster of several nodes on this machine, as `ray start` makes one, with token authentication."""
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tests.conftest import REPOSITORY
+
+BIN = Path(sys.executable).parent
+_START_S = 60.0
+_MEMORY = ("--object-store-memory", "200000000")
+
+
+def free_port() -> int:
+    """Return a port of loopback that is free now."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+class LocalCluster:
+    """A head without CPUs for work, and nodes of one CPU each; all processes end with it.
+
+    Parameters
+    ----------
+    folder
+        For logs and the token.
+    nodes
+        How many nodes do work.
+    """
+
+    def __init__(self, folder: Path, nodes: int) -> None:
+        token = folder / "token"
+        token.write_text(secrets.token_hex(32))
+        token.chmod(0o600)
+        own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        path = f"{BIN}{os.pathsep}{own['PATH']}"
+        self._bare = own | {"PATH": path, "RAY_AUTH_MODE": "token", "HOME": str(folder)}
+        self.environment = self._bare | {"RAY_AUTH_TOKEN_PATH": str(token)}
+        self._folder, self._port, self._dashboard = folder, free_port(), free_port()
+        self.dashboard = f"http://127.0.0.1:{self._dashboard}"
+        self._nodes = nodes
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> Self:
+        ports = ("--port", str(self._port), "--dashboard-host", "127.0.0.1", "--dashboard-port", str(self._dashboard))
+        self._start("--head", *ports, "--num-cpus", "0")
+        self._wait_for_jobs()
+        for _ in range(self._nodes):
+            self._start("--address", f"127.0.0.1:{self._port}", "--num-cpus", "1")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for process in reversed(self._processes):
+            process.terminate()
+        for process in self._processes:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(20)
+            self._kill(process)
+            process.wait()
+
+    def _start(self, *options: str) -> None:
+        log = (self._folder / f"node{len(self._processes)}.log").open("wb")
+        self._processes.append(
+            subprocess.Popen(
+                [BIN / "ray", "start", "--block", "--disable-usage-stats", *_MEMORY, *options],
+                env=self.environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        )
+        log.close()
+
+    def _wait_for_jobs(self) -> None:
+        """Wait until the head takes jobs: some seconds after it answers."""
+        until = time.monotonic() + _START_S
+        while self.ray("job", "submit", "--address", self.dashboard, "--", "true").returncode:
+            assert time.monotonic() < until, (self._folder / "node0.log").read_text()
+            assert self._processes[0].poll() is None, (self._folder / "node0.log").read_text()
+
+    def kill_node(self) -> None:
+        """Kill all processes of the last node at once, as a machine that is lost."""
+        self._kill(self._processes[-1])
+        self._processes[-1].wait()
+
+    @staticmethod
+    def _kill(process: subprocess.Popen[bytes]) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+    def ray(self, *words: str, token: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run a command of `ray`, with or without the token."""
+        environment = self.environment if token else self._bare
+        return subprocess.run(
+            [BIN / "ray", *words], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
+        )
+
+    def submit(self, *command: str) -> subprocess.Popen[str]:
+        """Submit a job from the project's folder, as a user would."""
+        return subprocess.Popen(
+            self.submission(*command),
+            cwd=REPOSITORY,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def submission(self, *command: str) -> Sequence[str | Path]:
+        """Return the command line that submits a job."""
+        return [BIN / "ray", "job", "submit", "--address", self.dashboard, "--working-dir", ".", "--", *command]
