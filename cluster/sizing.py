@@ -63,7 +63,7 @@ def forward_flops(preset: str, tokens: int, layers_left_out: int = 1) -> float:
 def training_flops(preset: str, tokens: int) -> float:
     """Return the operations of training on one cell: three forward passes' of all layers, and the head where masked.
 
-    The formula of `cellray.train.throughput.model_flops` for one cell.
+    The formula of `cellray.train.throughput.StepWork` for one cell.
     """
     hidden = PRESETS[preset].hidden
     head = 6.0 * MASKED * tokens * (hidden**2 + GENES[preset] * hidden)

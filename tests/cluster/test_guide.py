@@ -12,7 +12,7 @@ from transformers import BertConfig
 
 from cellray.config import parse_config
 from cellray.model.presets import PRESETS
-from cellray.train.throughput import model_flops
+from cellray.train.throughput import StepWork
 from tests.cluster.crd import CLUSTER, Json, load
 from tests.cluster.objects import config_of, job_commands, readme
 from tests.conftest import REPOSITORY
@@ -59,7 +59,7 @@ def test_formulas_of_sizes_are_those_of_training() -> None:
         intermediate_size=size.ffn,
         num_attention_heads=size.heads,
     )
-    assert sizing.training_flops(preset, tokens) == model_flops(config, tokens, tokens**2, 150)
+    assert sizing.training_flops(preset, tokens) == StepWork(config).flops(tokens, tokens**2, 150)
 
 
 def test_sizes_by_hand() -> None:
