@@ -33,7 +33,7 @@ def main() -> None:
     ray.get(worker.work.remote(0))
     result, began = worker.work.remote(BUSY_S), time.monotonic()
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    command = ["bash", str(CLUSTER / "before_stop.sh"), "60", "--node-id", node.node_id]
+    command = ["bash", str(CLUSTER / "drain.sh"), "60", "--node-id", node.node_id]
     stopping = subprocess.Popen(command, env=os.environ | {"RAY_ADDRESS": cluster.address, "PATH": path})
     print("work", ray.get(result), flush=True)  # noqa: T201
     print("waited for it", stopping.poll() is None, flush=True)  # noqa: T201

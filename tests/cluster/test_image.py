@@ -36,7 +36,7 @@ def test_what_is_copied_is_there_and_reaches_the_builder() -> None:
     assert sources() == [
         "LICENSE",
         "README.md",
-        "cluster/before_stop.sh",
+        "cluster/drain.sh",
         "constraints.txt",
         "jobs",
         "platform",
@@ -101,7 +101,7 @@ def test_what_kuberay_and_ray_up_call_is_installed() -> None:
 
 
 def test_the_script_that_drains_is_shell_and_speaks_to_ray_as_ray_wants() -> None:
-    script = CLUSTER / "before_stop.sh"
+    script = CLUSTER / "drain.sh"
     assert script.stat().st_mode & 0o111
     assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
     from ray.scripts.scripts import drain_node

@@ -120,7 +120,7 @@ def test_workers_have_time_to_be_drained(name: str) -> None:
     for group in clusters()[name]["workerGroupSpecs"]:
         spec = group["template"]["spec"]
         program, seconds = spec["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
-        assert program == "cellray-before-stop"
+        assert program == "cellray-drain"
         assert int(seconds) + 20 < spec["terminationGracePeriodSeconds"] <= 120  # a cloud gives two minutes
 
 
