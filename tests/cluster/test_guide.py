@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from math import isclose
+from pathlib import Path
 
 import pytest
 import yaml
@@ -12,6 +13,8 @@ from transformers import BertConfig
 
 from cellray.config import parse_config
 from cellray.model.presets import PRESETS
+from cellray.train.tasks.cells import CellTaskConfig
+from cellray.train.tasks.table import read_task
 from cellray.train.throughput import StepWork
 from tests.cluster.crd import CLUSTER, Json, load
 from tests.cluster.objects import config_of, job_commands, readme
@@ -29,13 +32,32 @@ def test_a_job_of_the_guide_understands_its_command(command: list[str]) -> None:
 
 
 def test_the_guide_has_jobs_and_names_files_that_are_there() -> None:
-    jobs = {"tokenize_corpus", "finetune", "perturbation_stats", "inspect_corpus"}
+    jobs = {"build_vocabulary", "tokenize_corpus", "finetune", "perturbation_stats", "inspect_corpus"}
     assert {command[0] for command in job_commands(readme())} == jobs
     named = set(re.findall(r"my-cluster/([\w./-]+\.\w+)", readme())) | {"Dockerfile", "sizing.py"}
     named |= set(re.findall(r"`((?:kuberay|monitoring)/[\w.-]+)`", readme()))
     assert [each for each in sorted(named) if not (CLUSTER / each).exists()] == []
     for path in (CLUSTER / "kuberay").iterdir():
         assert path.name in readme()
+
+
+def test_the_guides_jobs_hand_on_what_the_next_one_needs(tmp_path: Path) -> None:
+    by_name = {command[0]: command[1:] for command in job_commands(readme())}
+    parsed = {name: parse_config(config_of(name), options, name).model_dump() for name, options in by_name.items()}
+    [[_, *options]] = job_commands(load(CLUSTER / "kuberay" / "rayjob-screen.yaml")[0]["spec"]["entrypoint"])
+    screen = parse_config(config_of("perturb"), options, "perturb").model_dump()
+    [task_file] = re.findall(r"<<'TOML'\n(.*?)\nTOML", readme(), re.DOTALL)
+    (tmp_path / "task.toml").write_text(task_file)
+    task = read_task(str(tmp_path / "task.toml"))
+    assert isinstance(task, CellTaskConfig)
+    kept = set(parsed["tokenize_corpus"]["obs_columns"])
+    assert {screen["state_column"], screen["donor"], task.split.group} | {
+        head.obs_column for head in task.heads
+    } <= kept
+    assert parsed["finetune"]["task"] in readme().split("<<'TOML'")[0]
+    assert parsed["finetune"]["corpus"] == parsed["tokenize_corpus"]["output"] == screen["corpus"]
+    assert parsed["finetune"]["output"] == screen["model"]
+    assert parsed["perturbation_stats"]["shifts"] == screen["output"] == parsed["inspect_corpus"]["corpus"]
 
 
 def test_the_table_of_the_guide_is_what_the_formulas_give() -> None:
