@@ -140,18 +140,20 @@ class ModelReplica:
         encoded = await asyncio.to_thread(model.encode, cells)
         screen = await asyncio.to_thread(screens, ask)
         plan = await asyncio.to_thread(screen.plan, encoded, cells.ids, ask, most)
-        return plan if plan.tokens > at_once else await self.measure(plan, ASKED)
+        if plan.tokens > at_once:
+            return plan
+        return tabled(plan, await self._batcher.steps(screen.measure(plan), ASKED, self._timeout))
 
-    async def measure(self, plan: ScreenPlan, priority: int = JOB) -> Tabled:
-        """Compute a plan, or a part of one.
+    async def measure(self, plan: ScreenPlan) -> Tabled:
+        """Compute a part of a job's plan.
 
         Raises
         ------
         ModelChangedError
             It is another version's of the model.
         """
-        steps = self._screens.require(plan).measure(plan)
-        return tabled(plan, await self._batcher.steps(steps, priority, self._timeout))
+        screen = await asyncio.to_thread(self._screens.require, plan)
+        return tabled(plan, await self._batcher.steps(screen.measure(plan), JOB, self._timeout))
 
     async def example(self) -> Sample:
         """Return some cells that the model knows genes of."""

@@ -5,6 +5,7 @@ Whatever the file does to its reader is an error that says so. Which genes a mod
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from cellray.data import gene_ids
 from cellray.data.sources.contract import CountSource, open_source
 from cellray.data.untrusted import call_untrusted
 from cellray.errors import InputError
+from serving.admission import Room
 from serving.answers import TooMuchError
 from serving.config import Limits
 from serving.handover import Sample, pack, unpack
@@ -26,6 +28,9 @@ Reader = Callable[["Upload"], Sample | TooMuchError]
 """Reads a file; runs in the child."""
 _FILE = "upload.h5ad"
 _BLOCK = 1024
+_BYTES_A_COUNT = 12
+_MOST_TEXT = 64 << 20
+"""Of names and obs columns in what a reader hands over [bytes]."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +45,8 @@ class Upload:
         `X`, `raw` or `layers/NAME`.
     gene_ids
         Var column with the gene ids, or `index`; None: `ensembl_id` if there is one, else the index.
-    cells, genes
-        Most cells, and most counts of a cell.
+    cells, genes, counts
+        Most cells, most counts of a cell, and most counts of all.
     """
 
     path: str
@@ -49,6 +54,7 @@ class Upload:
     gene_ids: str | None
     cells: int
     genes: int
+    counts: int
 
 
 def read_upload(upload: Upload) -> Sample | TooMuchError:
@@ -88,7 +94,12 @@ def read_cells(source: CountSource, upload: Upload) -> CellTable | TooMuchError:
         It is damaged.
     """
     names, _ = gene_ids.column_names(source, upload.gene_ids)
-    blocks = list(source.blocks(0, source.n_cells, _BLOCK))
+    blocks, found = [], 0
+    for block in source.blocks(0, source.n_cells, _BLOCK):
+        blocks.append(block)
+        found += len(block.counts)
+        if found > upload.counts:
+            return TooMuchError("counts_per_request", upload.counts, "more counts", "Send fewer cells at a time.")
     lengths = np.concatenate([np.diff(block.indptr) for block in blocks])
     if int(lengths.max()) > upload.genes:
         return TooMuchError("genes_per_cell", upload.genes, f"{int(lengths.max()):,} in a cell", "Leave genes out.")
@@ -107,31 +118,61 @@ def read_cells(source: CountSource, upload: Upload) -> CellTable | TooMuchError:
     )
 
 
-async def receive_upload(body: bytes, matrix: str, column: str | None, limits: Limits, read: Reader) -> Sample:
-    """Return what a reader, as `read_upload`, finds in an uploaded file.
+class Uploads:
+    """Reads uploaded files, so many at a time, each in a child process and a thread that waits for it.
 
-    Raises
-    ------
-    InputError, TooMuchError
-        See `read_upload`; or the file crashed its reader, took it over, or kept it busy for too long.
+    Parameters
+    ----------
+    limits
+        Of files, their readers and how many are read at a time.
     """
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits, self._room = limits, Room("uploads_at_once", limits.uploads_at_once)
+        self._threads = ThreadPoolExecutor(limits.uploads_at_once, "upload")
+
+    async def read(self, body: bytes, matrix: str, column: str | None, read: Reader) -> Sample:
+        """Return what a reader, as `read_upload`, finds in an uploaded file.
+
+        Raises
+        ------
+        InputError, TooMuchError
+            See `read_upload`; or the file crashed its reader, took it over, or kept it busy for too long.
+        HttpError
+            429: too many are read now.
+        """
+        self._room.enter()
+        reading = asyncio.get_running_loop().run_in_executor(
+            self._threads, _received, body, matrix, column, self._limits, read
+        )
+        reading.add_done_callback(self._left)  # a reader goes on for a while after its asker is gone
+        found = await asyncio.shield(reading)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def _left(self, reading: "asyncio.Future[Sample | TooMuchError | InputError]") -> None:
+        self._room.leave()
+        if not reading.cancelled():
+            reading.exception()  # the asker may be gone, and nobody else looks
+
+
+def _received(
+    body: bytes, matrix: str, column: str | None, limits: Limits, read: Reader
+) -> Sample | TooMuchError | InputError:
+    """Put a file where a child can read it, and let it; believe nothing of the answer that is not checked."""
     with TemporaryDirectory(prefix="cellray-upload-") as folder:
         path = Path(folder) / _FILE
-        await asyncio.to_thread(path.write_bytes, body)
-        upload = Upload(str(path), matrix, column, limits.cells_per_request, limits.genes_per_cell)
-        found = await asyncio.to_thread(_read, read, upload, limits)
-    if isinstance(found, InputError):
-        raise InputError(*(str(part).replace(str(path), SUBJECT) for part in found.args))
-    if isinstance(found, TooMuchError):
-        raise found
-    return found
-
-
-def _read(read: Reader, upload: Upload, limits: Limits) -> Sample | TooMuchError | InputError:
-    """Read a file in a child; believe nothing of the answer that is not checked."""
-    memory = int(limits.upload_memory_mb * 1e6)
-    answer = call_untrusted(partial(_packed, read), upload, SUBJECT, limits.upload_s, memory)
-    return answer if isinstance(answer, InputError) else unpack(answer, SUBJECT)
+        path.write_bytes(body)
+        upload = Upload(
+            str(path), matrix, column, limits.cells_per_request, limits.genes_per_cell, limits.counts_per_request
+        )
+        memory = int(limits.upload_memory_mb * 1e6)
+        most = _BYTES_A_COUNT * limits.counts_per_request + _MOST_TEXT
+        answer = call_untrusted(partial(_packed, read), upload, SUBJECT, limits.upload_s, memory, most)
+        if isinstance(answer, InputError):
+            return InputError(*(str(part).replace(str(path), SUBJECT) for part in answer.args))
+        return unpack(answer, SUBJECT)
 
 
 def _packed(read: Reader, upload: Upload) -> bytes:

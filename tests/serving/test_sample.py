@@ -13,6 +13,7 @@ from cellray.api import wire
 from cellray.api.schema import CellsRequest, CellsResponse
 from cellray.errors import InputError
 from cellray.vocabulary import GeneVocabulary
+from serving.answers import TooMuchError
 from serving.encoding import Encoder
 from serving.example import GROUP, MADE_UP, REAL, example_cells, made_up, real_cells
 from serving.handover import Sample
@@ -25,7 +26,7 @@ H5AD = {"content-type": wire.H5AD}
 
 def read(adata: anndata.AnnData, folder: Path, **options: object) -> CellsResponse:
     adata.write_h5ad(folder / "cells.h5ad")
-    made = {"matrix": "X", "gene_ids": None, "cells": 100, "genes": 100} | options
+    made = {"matrix": "X", "gene_ids": None, "cells": 100, "genes": 100, "counts": 1000} | options
     sample = read_sample(Upload(str(folder / "cells.h5ad"), **made))  # type: ignore[arg-type]
     assert isinstance(sample, Sample)
     return CellsResponse.model_validate_json(cells_body(sample))
@@ -132,3 +133,10 @@ def test_cells_of_an_upload_can_be_asked_about(served: Served, cells: anndata.An
     assert example["about"] == MADE_UP
     assert list(described["paths"]["/v1/cells"]["post"]["requestBody"]["content"]) == [wire.H5AD]
     assert json.dumps(described).count("CellsResponse") >= 2
+
+
+def test_more_counts_than_the_limit_lets_are_told_before_all_are_read(tmp_path: Path) -> None:
+    four_cells().write_h5ad(tmp_path / "cells.h5ad")
+    found = read_sample(Upload(str(tmp_path / "cells.h5ad"), "X", None, 100, 100, 5))
+    assert isinstance(found, TooMuchError)
+    assert (found.limit, found.value) == ("counts_per_request", 5)
