@@ -40,8 +40,8 @@ class Kept(NamedTuple):
 
     def take(self, chosen: NDArray[np.int64] | NDArray[np.bool_]) -> "Kept":
         """Return some entries."""
-        places = (column[chosen] for column in self[:4])
-        return Kept(*places, self.weight[chosen])
+        layer, head, query, key, weight = self
+        return Kept(layer[chosen], head[chosen], query[chosen], key[chosen], weight[chosen])
 
 
 _NONE = Kept(*(np.empty(0, np.int64),) * 4, np.empty(0, np.float32))

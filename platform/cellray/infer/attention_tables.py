@@ -41,21 +41,25 @@ def write_pairs(output: str, sums: PairSums, axes: Axes) -> PartRecord:
 
 
 def _pair_tables(sums: PairSums, axes: Axes) -> Iterator[pa.Table]:
+    """Yield the pairs of one group and layer after the other."""
     genes = pa.array(axes.genes, pa.string())
     for group in range(len(axes.groups)):
         query, key = np.nonzero(sums.cells_sgg[group])
-        cells = sums.cells_sgg[group, query, key]
+        cells, names = sums.cells_sgg[group, query, key], [genes.take(pa.array(side)) for side in (query, key)]
         for layer in range(len(axes.layers)) if len(query) else ():
+            tables = []
             for head in range(len(axes.heads)):
-                total = sums.sum_slhgg[group, layer, head, query, key]
-                columns = [genes.take(pa.array(query)), genes.take(pa.array(key)), pa.array(cells), pa.array(total)]
-                columns += [pa.array(total / cells), pa.array(sums.max_slhgg[group, layer, head, query, key])]
-                yield pa.table([*axes.place(group, layer, head, len(query)), *columns], schema=pair_schema())
+                total, most = (x[group, layer, head, query, key] for x in (sums.sum_slhgg, sums.max_slhgg))
+                numbers = [pa.array(x) for x in (cells, total, total / cells, most)]
+                place = axes.place(group, layer, head, len(query))
+                tables.append(pa.table([*place, *names, *numbers], schema=pair_schema()))
+            yield pa.concat_tables(tables)
 
 
 def write_heads(output: str, sums: HeadSums, axes: Axes) -> PartRecord:
     """Write the table of heads: by group, layer and head."""
-    return _write(output, HEAD_TABLE, head_schema(), _head_tables(sums, axes))
+    whole = pa.concat_tables(_head_tables(sums, axes))
+    return _write(output, HEAD_TABLE, head_schema(), iter([whole]))
 
 
 def _head_tables(sums: HeadSums, axes: Axes) -> Iterator[pa.Table]:
@@ -76,7 +80,7 @@ def _write(output: str, name: str, schema: pa.Schema, tables: Iterator[pa.Table]
     with storage.atomic_file(storage.join(output, name)) as path:
         with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
             for table in tables:
-                writer.write_table(table)
+                writer.write_table(table, row_group_size=max(1, table.num_rows))
                 rows += table.num_rows
         digest = storage.sha256_file(str(path))
     return PartRecord(path=name, rows=rows, sha256=digest, source=0, start=0, stop=rows)
