@@ -4,6 +4,8 @@ A version is one whole number. It grows when files that older libraries would re
 without it is in `docs/formats.md`. Knows no artefact.
 """
 
+from importlib.metadata import version
+
 from cellray.errors import InputError
 
 FORMAT_VERSION = "format_version"
@@ -31,9 +33,7 @@ def require_known_version(uri: str, kind: str, found: object, known: int, softwa
     """
     if not isinstance(found, int) or found <= known:
         return
-    from cellray import __version__
-
     writer = software.get("cellray") if isinstance(software, dict) else None
     told = f"format version {found}" + (f", written by cellray {writer}" if writer else "")
-    rule = f"the {kind} must be of format version {known} or earlier, which cellray {__version__} reads"
+    rule = f"the {kind} must be of format version {known} or earlier, which cellray {version('cellray')} reads"
     raise InputError(uri, rule, told, "Upgrade cellray, or make it again with this one.")

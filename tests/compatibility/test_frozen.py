@@ -3,13 +3,13 @@
 import json
 import shutil
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-import cellray
 from cellray.data.corpora.corpus import Corpus, damaged_shards
 from cellray.data.quality.table import QualityTable
 from cellray.errors import InputError
@@ -173,7 +173,7 @@ def test_a_newer_version_is_refused_with_both_versions(name: str, tmp_path: Path
     field = "version" if name == "vocabulary.json" else "format_version"
     uri = changed(tmp_path, name, **{field: 2, "software": {"cellray": "7.8.9"}, "unknown": 1})
     message = (
-        rf"must be of format version 1 or earlier, which cellray {cellray.__version__} reads; found format version 2"
+        rf"must be of format version 1 or earlier, which cellray {version('cellray')} reads; found format version 2"
     )
     with pytest.raises(InputError, match=message) as refused:
         READERS[name](uri)
