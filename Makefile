@@ -71,7 +71,9 @@ check-wheel: wheel
 	$(PYTHON) tests/release/check_wheel.py dist/*.whl build/wheel
 
 sbom: check-wheel
-	$(TOOLS)/bin/cyclonedx-py environment --pyproject pyproject.toml --mc-type library --output-reproducible \
+	sed "s/^dynamic = .*/version = \"$$(build/wheel/bin/python -c 'import cellray; print(cellray.__version__)')\"/" \
+	  pyproject.toml > build/pyproject.toml
+	$(TOOLS)/bin/cyclonedx-py environment --pyproject build/pyproject.toml --mc-type library --output-reproducible \
 	  --output-format JSON --output-file dist/cellray.cdx.json build/wheel/bin/python
 
 audit: $(TOOLS)/.installed
