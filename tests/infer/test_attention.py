@@ -210,6 +210,20 @@ def test_chosen_cells_layers_and_heads(made_v1: Made) -> None:
     assert len(both) == len(found) == 5 * 4
 
 
+def test_batches_and_parts_do_not_show(made_v2: Made) -> None:
+    """Each cell alone, or all together in one part."""
+    place = ["cell_id", "layer", "head", "query", "key"]
+    tables, rows = [], []
+    for name, options in (("alone", {"token_budget": 1}), ("together", {"token_budget": 999, "cells_per_part": 99})):
+        made_v2.run(name, top_k=6, special_tokens=True, **options)
+        tables.append(Attention.open(str(made_v2.folder / name)).pairs())
+        rows.append(weights_of(made_v2.folder / name).set_index(place).sort_index())
+    assert rows[0].index.equals(rows[1].index)
+    np.testing.assert_allclose(rows[0]["weight"], rows[1]["weight"], rtol=0, atol=1e-6)
+    assert tables[0].drop(columns=["sum", "mean", "max"]).equals(tables[1].drop(columns=["sum", "mean", "max"]))
+    np.testing.assert_allclose(tables[0]["mean"], tables[1]["mean"], rtol=0, atol=1e-6)
+
+
 def test_an_interrupted_run_goes_on_and_a_finished_one_is_left_alone(
     made_v1: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:

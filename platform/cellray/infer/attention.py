@@ -14,6 +14,7 @@ from cellray.attention_schema import AttentionManifest, TopBy
 from cellray.data.corpora.corpus import Corpus
 from cellray.data.medians.gene_tables import read_symbols
 from cellray.data.parts import Unit
+from cellray.data.progress import Measure
 from cellray.data.publishing import finished, publish_manifest
 from cellray.data.session import plain_errors
 from cellray.data.units import require_records, run_units_on_actors
@@ -46,6 +47,11 @@ class AttentionConfig(ReplicaConfig):
     """Write the attention weights of a model: the largest of each cell, and means over cells."""
 
     output: str = Field(description="directory or s3:// URI of the weights (parquet)")
+    token_budget: int | None = Field(
+        None,
+        ge=1,
+        description="tokens computed at once with padding, default: 2,048 on CPU, 4,096 on GPU [tokens]",
+    )
     layers: tuple[str, ...] = Field((EVERY,), description="all, or numbers from 0, the lowest")
     heads: tuple[str, ...] = Field((EVERY,), description="all, or numbers from 0")
     top_k: int = Field(100, ge=0, description="largest weights to write; 0: the tables over cells alone [weights]")
@@ -115,8 +121,9 @@ def attention(config: AttentionConfig) -> AttentionManifest:
     if done := finished(output, request, AttentionManifest):
         return done
     load_encoder(model, max(options.layers) + 1 - model.n_layers)  # weights that do not fit fail before actors start
+    measure = Measure("cells", lambda unit: int(options.chosen_of(unit).sum()))
     results = run_units_on_actors(
-        "attention", output, units, lambda: AttentionWorker(options), config.pool, find=find_with_sums
+        "attention", output, units, lambda: AttentionWorker(options), config.pool, measure, find_with_sums
     )
     about = {"request": request, "model_digest": model.digest, "genes_seen": panel.genes_seen, "skipped": skipped}
     manifest = _manifest(config, corpus, options, require_records(results), units, about)

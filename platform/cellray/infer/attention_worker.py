@@ -58,6 +58,15 @@ class AttentionOptions:
     group_n: NDArray[np.int32]
     group_names: tuple[str | None, ...]
 
+    def cells_of(self, unit: Unit) -> slice:
+        """Return which cells of the corpus a unit holds."""
+        first = self.first_of[unit.key]
+        return slice(first, first + unit.stop - unit.start)
+
+    def chosen_of(self, unit: Unit) -> NDArray[np.bool_]:
+        """Return which cells of a unit are told of."""
+        return self.chosen_n[self.cells_of(unit)]
+
     @property
     def shape(self) -> Shape:
         """Sizes of what is summed."""
@@ -96,12 +105,10 @@ class AttentionWorker:
     def __call__(self, unit: Unit, open_part: Callable[[pa.Schema], PartWriter]) -> None:
         """Do one unit; it publishes its sums before its weights."""
         options = self._options
-        first = options.first_of[unit.key]
-        own = slice(first, first + unit.stop - unit.start)
-        wanted = options.chosen_n[own]
+        wanted = options.chosen_of(unit)
         columns = [schema.INPUT_IDS, schema.CELL_ID, schema.SOURCE_ROW]
         table = self._corpus.read(unit.uri, unit.start, unit.stop, columns).filter(pa.array(wanted))
-        group_n, rows = options.group_n[own][wanted], TokenRows.from_arrow(table[schema.INPUT_IDS])
+        group_n, rows = options.group_n[options.cells_of(unit)][wanted], TokenRows.from_arrow(table[schema.INPUT_IDS])
         part = open_part(weight_schema())
         pairs, heads = PairSums(options.shape), HeadSums(options.shape)
         for batch in token_budget_batches(rows.lengths, options.replica.token_budget):
