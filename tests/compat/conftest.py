@@ -1,0 +1,31 @@
+"""Released files as they lie in a clone, with the golden models: what notebooks of other packages start from."""
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+
+
+def clone(shared: Path, folder: Path, generation: str) -> Path:
+    """Lay out the golden model and its dictionaries as the released files are, and return the model's directory."""
+    official, golden = shared / "data" / "geneformer_v1", shared / "golden"
+    inner = folder / "geneformer" / ("gene_dictionaries_30m" if generation == "v1" else "")
+    inner.mkdir(parents=True)
+    for name in ("gene_median_dictionary", "gene_name_id_dict"):
+        shutil.copy(official / f"{name}.pkl", inner / f"{name}_x.pkl")
+    if generation == "v1":
+        shutil.copy(official / "token_dictionary.pkl", inner / "token_dictionary_x.pkl")
+    else:
+        tokens = json.loads((golden / "token_dictionary_v2.json").read_text())
+        (inner / "token_dictionary_x.pkl").write_bytes(pickle.dumps(tokens))
+    name = {"v1": "gf-6L-30M-i2048", "v2": "gf-12L-95M-i4096"}[generation]
+    shutil.copytree(golden / f"model_{generation}", folder / name)
+    return folder / name
+
+
+@pytest.fixture(params=["v1", "v2"])
+def generation(request: pytest.FixtureRequest) -> str:
+    """Each generation of Geneformer."""
+    return str(request.param)
