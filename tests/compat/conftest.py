@@ -5,6 +5,8 @@ import pickle
 import shutil
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 
@@ -29,3 +31,15 @@ def clone(shared: Path, folder: Path, generation: str) -> Path:
 def generation(request: pytest.FixtureRequest) -> str:
     """Each generation of Geneformer."""
     return str(request.param)
+
+
+def golden_dataset(shared: Path, folder: Path, generation: str) -> Path:
+    """Write the five golden cells as an official dataset, shortest first, with a column of states."""
+    from datasets import Dataset
+
+    cells = np.load(shared / "golden" / "embeddings.npz")[f"{generation}_cells"]
+    tokens = pq.read_table(shared / "golden" / f"tokens_{generation}.parquet").to_pandas().set_index("cell_id")
+    rows = [list(tokens["input_ids"][cell]) for cell in cells[::-1]]
+    columns = {"input_ids": rows, "length": list(map(len, rows)), "state": ["A"] * 5, "name": list(cells[::-1])}
+    Dataset.from_dict(columns).save_to_disk(str(folder / "golden.dataset"))
+    return folder / "golden.dataset"
