@@ -48,7 +48,10 @@ def _empty_dict(*_: object) -> dict[Any, Any]:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    names: Mapping[tuple[str, str], Any] = dict.fromkeys(_DTYPE_NAMES, _Dtype) | dict.fromkeys(_SCALAR_NAMES, _scalar)
+    names: Mapping[tuple[str, str], Any] = {
+        **dict.fromkeys(_DTYPE_NAMES, _Dtype),
+        **dict.fromkeys(_SCALAR_NAMES, _scalar),
+    }
 
     def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401
         """Resolve the names numpy scalars need; refuse all others."""
@@ -58,7 +61,11 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 class _NestedUnpickler(_PlainUnpickler):
-    names = _PlainUnpickler.names | {("collections", "defaultdict"): _empty_dict, ("builtins", "list"): list}
+    names: Mapping[tuple[str, str], Any] = {
+        **_PlainUnpickler.names,
+        ("collections", "defaultdict"): _empty_dict,
+        ("builtins", "list"): list,
+    }
 
 
 def load_plain_dict(path: Path) -> dict[str, str | int | float]:

@@ -49,8 +49,10 @@ class CellChoice:
         return not self.filter_data and self.most is None and (self.start, self.stop) == (0, None)
 
 
-def open_cells(dataset: str, folder: str, model: str, tokens: File) -> Corpus:
+def open_cells(dataset: str, folder: str, model: str | None, tokens: File) -> Corpus:
     """Return a dataset as a corpus in a folder; a corpus of ours is taken as it is.
+
+    Without a model the vocabulary must be the dataset's own or named, and rows may be as long as it says.
 
     Raises
     ------
@@ -63,7 +65,9 @@ def open_cells(dataset: str, folder: str, model: str, tokens: File) -> Corpus:
     with tempfile.TemporaryDirectory(prefix="cellray-") as temporary:
         vocabulary.save(f"{temporary}/{schema.VOCABULARY}")
         named = None if storage.exists(storage.join(dataset, schema.VOCABULARY)) else f"{temporary}/{schema.VOCABULARY}"
-        size = min(vocabulary.input_size, int(open_model(model)[0].config.max_position_embeddings))
+        size = vocabulary.input_size
+        if model is not None:
+            size = min(size, int(open_model(model)[0].config.max_position_embeddings))
         import_dataset(ImportConfig(dataset=dataset, vocabulary=named, output=folder, input_size=size, workers=0))
     return Corpus.open(folder)
 

@@ -27,11 +27,11 @@ def read_dictionaries(
         fix = "Name token_dictionary_file and gene_median_file, or a vocabulary.json as token_dictionary_file."
         found = "one of them alone" if tokens or medians else "none"
         raise InputError("dictionaries", "tokens and medians go together", found, fix)
-    optional = (None if file is None else Path(file) for file in (names, mapping))
-    return read_official(Path(tokens), Path(medians), *optional, input_size)
+    named, mapped = (None if file is None else Path(file) for file in (names, mapping))
+    return read_official(Path(tokens), Path(medians), named, mapped, input_size)
 
 
-def dataset_vocabulary(dataset: str, model: str, tokens: File) -> GeneVocabulary:
+def dataset_vocabulary(dataset: str, model: str | None, tokens: File) -> GeneVocabulary:
     """Return the vocabulary of a dataset's tokens: its own, the named one, or that of the model.
 
     Parameters
@@ -39,7 +39,7 @@ def dataset_vocabulary(dataset: str, model: str, tokens: File) -> GeneVocabulary
     dataset
         A directory written by `save_to_disk`; ours hold a `vocabulary.json`.
     model
-        Directory or name of the model that reads it.
+        Directory or name of the model that reads it, if that is known.
     tokens
         Released `token_dictionary*.pkl`, or `vocabulary.json`; None: not named.
 
@@ -51,13 +51,18 @@ def dataset_vocabulary(dataset: str, model: str, tokens: File) -> GeneVocabulary
     beside = storage.join(dataset, schema.VOCABULARY)
     own = GeneVocabulary.load(beside) if storage.exists(beside) else None
     if tokens is None:
-        return own or model_vocabulary(open_model(model)[0])
+        if own is None and model is None:
+            fix = "Name token_dictionary_file."
+            raise InputError(dataset, "a dataset needs the vocabulary it was tokenized with", "none in it", fix)
+        return own or model_vocabulary(open_model(str(model))[0])
     json = str(tokens).endswith(".json")
     given = GeneVocabulary.load(str(tokens)) if json else read_official(Path(tokens))
     if own is not None and not _same_tokens(own, given):
         found, fix = f"{len(given):,} tokens against {len(own):,}", "Leave token_dictionary_file out."
         raise InputError(str(tokens), f"must give the tokens of {dataset}", found, fix)
-    of_model = open_model(model)[0].vocabulary  # with medians, which a dictionary of tokens has not
+    of_model = (
+        None if model is None else open_model(model)[0].vocabulary
+    )  # with medians, which a dictionary of tokens has not
     return own or (of_model if of_model is not None and _same_tokens(of_model, given) else given)
 
 

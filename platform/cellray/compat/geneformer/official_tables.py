@@ -59,7 +59,8 @@ def shifts_of_cells(screen: ShiftTable, genes: str, states: CellStates) -> pd.Da
     wanted = [schema.CELL_ID, GENES, *columns]
     parts = [read_rows(p.uri_in(screen.uri), 0, p.rows, wanted) for p in screen.manifest.parts if p.rows]
     table = pd.concat([part.to_pandas() for part in parts], ignore_index=True)
-    return table[table[GENES] == genes].drop(columns=GENES).rename(columns=columns).reset_index(drop=True)
+    found: pd.DataFrame = table[table[GENES] == genes].drop(columns=GENES).rename(columns=columns)
+    return found.reset_index(drop=True)
 
 
 def symbols_file(given: str | Path, target: str) -> str:

@@ -5,7 +5,7 @@ to such dicts. Which cell a number is of, and the gene's rank in it, the files d
 cannot be had of them.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -118,7 +118,8 @@ class _Gathered:
 
     def _read(self, path: Path, table: Any) -> Iterator[tuple[Key, list[float]]]:  # noqa: ANN401
         """Yield perturbation and what it affected, by name, with its numbers."""
-        for key, numbers in table.items() if isinstance(table, dict) else [(None, None)]:
+        pairs: Iterable[tuple[Any, Any]] = table.items() if isinstance(table, dict) else [(None, None)]
+        for key, numbers in pairs:
             plain = isinstance(numbers, list) and all(isinstance(n, int | float) for n in numbers)
             if not (isinstance(key, tuple) and len(key) == 2 and plain):
                 rule = "raw shifts are (perturbed, affected) to a list of numbers"

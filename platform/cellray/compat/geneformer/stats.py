@@ -87,7 +87,7 @@ class InSilicoPerturberStats:
         null_dist_data_directory: str | Path | None,
         output_directory: str | Path,
         output_prefix: str,
-        null_dict_list: None = None,
+        null_dict_list: object = None,
     ) -> pd.DataFrame:
         """Compute the table of a mode and write it to `DIRECTORY/PREFIX.csv`, with the official columns.
 

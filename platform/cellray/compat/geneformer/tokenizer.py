@@ -130,10 +130,11 @@ class TranscriptomeTokenizer:
         given = {"file_format": file_format, "use_generator": use_generator}
         check_options("tokenize_data", given, {"file_format": one_of(*_FORMATS), "use_generator": one_of(False, True)})
         names, output = dict(self.custom_attr_name_dict or {}), storage.join(str(output_directory), output_prefix)
+        part = f"*{input_identifier}*" if input_identifier else "*"
         with tempfile.TemporaryDirectory(prefix="cellray-") as folder:
             self.vocabulary.save(f"{folder}/vocabulary.json")
             options = {
-                "source": (storage.join(str(data_directory), f"*{input_identifier}*.{file_format}"),),
+                "source": (storage.join(str(data_directory), f"{part}.{file_format}"),),
                 "vocabulary": f"{folder}/vocabulary.json",
                 "output": f"{output}.corpus",
                 "obs_columns": tuple(names),
