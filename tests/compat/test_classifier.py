@@ -11,11 +11,16 @@ import pytest
 from datasets import load_from_disk
 
 from cellray.compat.geneformer import Classifier
-from cellray.compat.geneformer.class_ids import read_class_ids
+from cellray.compat.geneformer.class_ids import read_class_ids, write_class_ids
+from cellray.compat.geneformer.classifier_tasks import write_task
 from cellray.compat.geneformer.training_args import finetune_options
 from cellray.data.corpora.hf_dataset import export_dataset
 from cellray.errors import InputError
+from cellray.infer.predict import PredictConfig, predict_cells
+from cellray.infer.predictions import Predictions
 from cellray.model.checkpoint import ModelDirectory
+from cellray.model.heads import HeadSpec
+from cellray.train.tasks.table import read_task
 from cellray.vocabulary import GeneVocabulary
 from tests.conftest import GENES, random_counts
 from tests.data.corpora import tokenized
@@ -63,6 +68,7 @@ def test_cells_are_chosen_and_split(dataset: str, tmp_path: Path) -> None:
     assert read_class_ids(tmp_path / "genes_id_class_dict.json") == ["y", "x"]
 
 
+@pytest.mark.chaos
 @pytest.mark.usefixtures("ray_session")
 def test_a_notebook_of_cell_states(dataset: str, vocabulary: GeneVocabulary, tmp_path: Path) -> None:
     model = model_in(tmp_path, vocabulary)
@@ -85,6 +91,43 @@ def test_a_notebook_of_cell_states(dataset: str, vocabulary: GeneVocabulary, tmp
     assert told["conf_matrix"].to_numpy().sum() == 20
     assert told["acc"] == np.trace(told["conf_matrix"].to_numpy()) / 20
     assert len(pd.read_csv(tmp_path / "y_pred.csv")) == 20
+
+
+def test_a_saved_model_is_evaluated(dataset: str, vocabulary: GeneVocabulary, tmp_path: Path) -> None:
+    """By what jobs.predict tells of the same cells; cells of classes that are not asked for are counted."""
+    model = model_in(tmp_path, vocabulary, HeadSpec("kind", "classification", "cell", ("a", "b", "c")))
+    cc = Classifier("cell", cell_state_dict={**STATES, "states": ["a", "b"]})
+    write_class_ids(["a", "b"], str(tmp_path / "ids.json"))
+    found = cc.evaluate_saved_model(model, tmp_path / "ids.json", dataset, tmp_path, "y")
+    predict_cells(
+        PredictConfig(corpus=str(tmp_path / "corpus"), model=model, output=str(tmp_path / "p"), actors=(0, 0))
+    )
+    told = Predictions.open(str(tmp_path / "p")).table().to_pandas()
+    known = told[told["obs.kind"].isin(["a", "b"])]
+    right = (known["kind"] == known["obs.kind"]).to_numpy()
+    assert found["acc"] == right.mean()
+    assert found["cells_without_a_class"] == 10
+    assert np.trace(found["conf_matrix"].to_numpy()) == right.sum()
+    assert 0 <= found["macro_f1"] <= 1
+    assert list(pd.read_csv(tmp_path / "y_pred.csv")["kind"]) == list(told["kind"])
+    cc.evaluate_saved_model(model, tmp_path / "ids.json", dataset, tmp_path, "z", predict=False)
+    assert not (tmp_path / "z_pred.csv").exists()
+
+
+def test_task_files(tmp_path: Path) -> None:
+    """They are those of jobs.finetune."""
+    split = {"folds": 1, "test_fraction": 0.1, "validation_fraction": 0}
+    uri = write_task(str(tmp_path / "x"), 'state "1"', ["b", "a"], None, split, balance=False)
+    task = read_task(uri)
+    assert task.heads[0].name == 'state "1"'  # type: ignore[union-attr]
+    assert task.heads[0].classes == ("b", "a")  # type: ignore[union-attr]
+    assert (task.split.test_fraction, task.split.validation_fraction) == (0.1, 0)
+    genes = {"y": [GENES[0]], "x": [GENES[1]]}
+    task = read_task(write_task(str(tmp_path / "g"), "gene_class", ["y", "x"], genes, {"folds": 5}, balance=True))
+    assert (task.task, task.split.folds, task.class_weights) == ("gene_classification", 5, "balanced")  # type: ignore[union-attr]
+    assert json.loads((tmp_path / "g.genes.json").read_text()) == genes
+    with pytest.raises(InputError, match="id_class_dict_file: must hold 'x', 'y'; found 'z'"):
+        write_task(str(tmp_path / "g"), "gene_class", ["z"], genes, {}, balance=True)
 
 
 @pytest.mark.chaos
