@@ -11,8 +11,10 @@ import pytest
 from datasets import load_from_disk
 
 from cellray.compat.geneformer import Classifier
+from cellray.compat.geneformer.cells import open_cells
 from cellray.compat.geneformer.class_ids import read_class_ids, write_class_ids
 from cellray.compat.geneformer.classifier_tasks import write_task
+from cellray.compat.geneformer.split_column import PART, read_split, with_parts
 from cellray.compat.geneformer.training_args import finetune_options
 from cellray.data.corpora.hf_dataset import export_dataset
 from cellray.errors import InputError
@@ -20,6 +22,7 @@ from cellray.infer.predict import PredictConfig, predict_cells
 from cellray.infer.predictions import Predictions
 from cellray.model.checkpoint import ModelDirectory
 from cellray.model.heads import HeadSpec
+from cellray.train.folds import TEST, TRAIN, VALIDATION
 from cellray.train.tasks.table import read_task
 from cellray.vocabulary import GeneVocabulary
 from tests.conftest import GENES, random_counts
@@ -66,6 +69,35 @@ def test_cells_are_chosen_and_split(dataset: str, tmp_path: Path) -> None:
     (whole,) = genes.prepare_data(dataset, tmp_path, "genes")
     assert len(load_from_disk(whole)) == 7
     assert read_class_ids(tmp_path / "genes_id_class_dict.json") == ["y", "x"]
+
+
+def test_parts_by_a_column(dataset: str, vocabulary: GeneVocabulary, tmp_path: Path) -> None:
+    """The parts are those that fine-tuning is told; a second call finds what the first one wrote."""
+    split = {"attr_key": "donor", "train": ["d1", "d2", "d3"], "eval": ["d4"]}
+    made = [with_parts(dataset, str(tmp_path / "x"), read_split(split)) for _ in range(2)]
+    assert made[0] == made[1]
+    corpus = open_cells(made[0], str(tmp_path / "imported"), None, None)
+    uri = write_task(str(tmp_path / "x"), "kind", ["a", "b", "c"], None, SPLIT_BY_PART, balance=False)
+    folds = read_task(uri).open(corpus).folds
+    donors = np.array(load_from_disk(made[0])["donor"][:])
+    assert set(donors[folds.rows(0, TRAIN)]) == {"d1", "d2", "d3"}
+    assert set(donors[folds.rows(0, TEST)]) == {"d4"}
+    assert len(folds.rows(0, VALIDATION)) == 0
+    for wrong, message in (
+        ({**split, "test": []}, "has the keys attr_key, train and eval"),
+        ("donor", "has the keys attr_key, train and eval; found 'donor'"),
+        ({**split, "eval": ["d1"]}, "a value is in one part; found 'd1'"),
+        ({**split, "eval": ["d99"]}, "every part needs cells; found none in 'test'"),
+        ({**split, "attr_key": "sample"}, "split_id_dict names a column; found sample"),
+    ):
+        with pytest.raises(InputError, match=message):
+            with_parts(dataset, str(tmp_path / "y"), read_split(wrong))
+    genes = Classifier("gene", gene_class_dict={"y": [GENES[0]]})
+    with pytest.raises(InputError, match="goes with one split of cells"):
+        genes.validate("model", dataset, "ids", tmp_path, "x", split_id_dict=split)
+
+
+SPLIT_BY_PART = {"folds": 1, "test_fraction": 0.1, "validation_fraction": 0, "column": PART}
 
 
 @pytest.mark.chaos

@@ -18,6 +18,7 @@ from cellray.compat.geneformer.classifier_tasks import write_task
 from cellray.compat.geneformer.files import output_path
 from cellray.compat.geneformer.labelled import Labelled, column_of, drawn, held_out, labelled, without_rare
 from cellray.compat.geneformer.running import run_options
+from cellray.compat.geneformer.split_column import PART, read_split, with_parts
 from cellray.compat.geneformer.training_args import finetune_options
 from cellray.compat.official_files import model_directory
 from cellray.compat.options import check_options
@@ -239,8 +240,11 @@ class Classifier:
         ----------
         model_directory, prepared_input_data_file, id_class_dict_file, output_directory, output_prefix, gene_balance
             As of `train_all_data`. Figures and pictures go to `DIRECTORY/PREFIX.model.report`.
-        split_id_dict, attr_to_split, attr_to_balance
-            None: the held-out part is drawn, evenly over classes; `prepare_data` splits by a column.
+        split_id_dict
+            {"attr_key": COLUMN, "train": [values], "eval": [values]}; None: the held-out part is drawn, evenly over
+            classes.
+        attr_to_split, attr_to_balance
+            None: split by `split_id_dict`.
         predict_trainer, debug_gene_split_datasets
             False.
         n_hyperopt_trials
@@ -258,18 +262,22 @@ class Classifier:
         InputError
             Dataset, classes and model do not fit together, or an option cannot be had here.
         """
-        given = {"split_id_dict": split_id_dict, "attr_to_split": attr_to_split, "attr_to_balance": attr_to_balance}
+        given = {"attr_to_split": attr_to_split, "attr_to_balance": attr_to_balance}
         more = {"predict_trainer": predict_trainer, "debug_gene_split_datasets": debug_gene_split_datasets}
         check_methods("validate", {**given, **more, "n_hyperopt_trials": n_hyperopt_trials})
         if self.num_crossval_splits == 0:
             rule, fix = "must be 1 or more to validate", "Use train_all_data, or set it."
             raise InputError("Classifier(num_crossval_splits=...)", rule, "0", fix)
         share = self._sizes["valid"] / (self._sizes["train"] + self._sizes["valid"])
-        split = {"folds": self.num_crossval_splits, "test_fraction": share, "validation_fraction": 0}
-        place = output_path(output_directory, output_prefix, "")
-        model = self._tuned(
-            str(model_directory), prepared_input_data_file, id_class_dict_file, place, split, gene_balance
-        )
+        split: dict[str, Any] = {"folds": self.num_crossval_splits, "test_fraction": share, "validation_fraction": 0}
+        place, data = output_path(output_directory, output_prefix, ""), str(prepared_input_data_file)
+        if split_id_dict is not None:
+            named = read_split(split_id_dict)
+            if self.num_crossval_splits != 1 or self.classifier == "gene":
+                rule, fix = "goes with one split of cells", "Set num_crossval_splits=1, or leave it out."
+                raise InputError("validate(split_id_dict=...)", rule, f"{self.num_crossval_splits} splits", fix)
+            data, split = with_parts(data, place, named), {**split, "column": PART}
+        model = self._tuned(str(model_directory), data, id_class_dict_file, place, split, gene_balance)
         return {**of_report(f"{model}.report", self.head), "model": model}
 
     def evaluate_saved_model(

@@ -8,7 +8,7 @@ from cellray.compat.options import Rule, check_options, instance, one_of, whole_
 from cellray.errors import InputError
 
 _TUNE = "Leave it out: jobs.tune searches, with --space jobs/configs/space_finetune.toml."
-_SPLIT = "Split by a column in prepare_data(split_id_dict=...), or with a task file of ours ([split] column, group)."
+_SPLIT = "Split by a column with split_id_dict, or with a task file of ours ([split] column, group)."
 
 
 def _are_shares(given: Any) -> bool:  # noqa: ANN401
@@ -42,7 +42,6 @@ RULES = {
     "ngpu": whole_number(1),
 }
 _METHODS = {
-    "split_id_dict": one_of(None, fix=_SPLIT),
     "attr_to_split": one_of(None, fix=_SPLIT),
     "attr_to_balance": one_of(None, fix=_SPLIT),
     "predict_trainer": one_of(False, fix="Leave it out: evaluate_saved_model and jobs.predict answer."),
