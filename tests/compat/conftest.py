@@ -27,7 +27,7 @@ def clone(shared: Path, folder: Path, generation: str) -> Path:
     return folder / name
 
 
-@pytest.fixture(params=["v1", "v2"])
+@pytest.fixture(params=[pytest.param("v1", marks=pytest.mark.chaos), "v2"])
 def generation(request: pytest.FixtureRequest) -> str:
     """Each generation of Geneformer."""
     return str(request.param)

@@ -39,7 +39,13 @@ def own_embeddings(place: Place, **options: object) -> tuple[pd.DataFrame, np.nd
 
 
 @pytest.mark.parametrize(
-    ("generation", "mode", "layer"), [("v1", "cell", -1), ("v1", "cell", 0), ("v2", "cell", 0), ("v2", "cls", -1)]
+    ("generation", "mode", "layer"),
+    [
+        ("v1", "cell", -1),
+        ("v2", "cell", 0),
+        pytest.param("v1", "cell", 0, marks=pytest.mark.chaos),
+        pytest.param("v2", "cls", -1, marks=pytest.mark.chaos),
+    ],
 )
 def test_golden_embeddings(shared: Path, tmp_path: Path, generation: str, mode: str, layer: int) -> None:
     model, dataset = clone(shared, tmp_path, generation), golden_dataset(shared, tmp_path, generation)
@@ -140,6 +146,7 @@ def test_states(place: Place) -> None:
             extractor.get_state_embs(wrong, model, dataset, folder, "states")
 
 
+@pytest.mark.chaos
 def test_pictures(place: Place) -> None:
     model, dataset, folder = place
     extractor = EmbExtractor(emb_mode="cell", emb_label=["state"], labels_to_plot=["state"])

@@ -19,8 +19,10 @@ from tests.compat.conftest import clone
 from tests.conftest import GENES
 from tests.infer.tiny import cells_of, model_in
 
+LONG = pytest.param("v2", "cell", marks=pytest.mark.chaos)
 
-@pytest.mark.parametrize(("generation", "mode"), [("v1", "cell"), ("v2", "cell"), ("v2", "cls")])
+
+@pytest.mark.parametrize(("generation", "mode"), [("v1", "cell"), ("v2", "cls"), LONG])
 def test_the_six_lines_give_the_golden_numbers(
     shared: Path, tmp_path: Path, generation: str, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,6 +17,7 @@ from tests.compat.conftest import clone
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 
+@pytest.mark.parametrize("generation", ["v1", "v2"])
 def test_golden_tokens(shared: Path, tmp_path: Path, generation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """V1 with the dictionaries of a clone, V2 with files named one by one."""
     clone(shared, tmp_path, generation)
