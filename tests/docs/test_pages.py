@@ -114,4 +114,5 @@ def test_a_page_as_it_is_typed(name: str, place: Path, made: Path, shell: dict[s
             assert done.stdout or step.words[0] == "cp"
     if server is not None:
         os.killpg(server.pid, signal.SIGINT)
-        assert server.wait(120) == 0
+        server.communicate(timeout=120)
+        assert server.returncode == 0

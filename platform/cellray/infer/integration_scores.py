@@ -19,6 +19,8 @@ LABELS, BATCHES, TOTAL = "labels", "batches", "total"
 """What a score is about: whether labels are told apart, whether batches are mixed, or both together."""
 NEIGHBORS, GRAPH_NEIGHBORS, KBET_NEIGHBORS = 90, 15, 50
 """Nearest neighbours of a cell, itself included: of LISI, of the graph and of kBET, as scib-metrics takes them."""
+UNWEIGHTED_NEIGHBORS = 30
+"""LISI weighs 90 neighbours to an effective number (perplexity) of 30; without weights 30 are taken."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,8 @@ def scikit_learn_scores(cells: Cells, seed: int = 0) -> list[Score]:
     """Score with scikit-learn.
 
     `silhouette_*`, `*_kmeans` and `graph_connectivity` follow scib-metrics (Luecken et al. 2022), with scikit-learn's
-    k-means. `ilisi_unweighted` and `clisi_unweighted` count all 90 neighbours alike, where LISI weighs them by distance
-    (Korsunsky et al. 2019): they are near it, not equal. `knn_label_accuracy` is that of the demo.
+    k-means. `ilisi_unweighted` and `clisi_unweighted` count the 30 nearest cells alike, where LISI weighs 90 by their
+    distance to the same effective number (Korsunsky et al. 2019): they are near it, not equal.
 
     Parameters
     ----------
@@ -69,7 +71,7 @@ def scikit_learn_scores(cells: Cells, seed: int = 0) -> list[Score]:
 
     x_nd, label_n, batch_n = cells.embedding_nd, cells.label_n, cells.batch_n
     clusters = KMeans(len(np.unique(label_n)), n_init=10, random_state=seed).fit_predict(x_nd)
-    index_nk, _ = neighbors(x_nd, NEIGHBORS)
+    index_nk, _ = neighbors(x_nd, UNWEIGHTED_NEIGHBORS)
     return [
         Score("silhouette_label", LABELS, (float(silhouette_samples(x_nd, label_n).mean()) + 1) / 2),
         Score("nmi_kmeans", LABELS, float(normalized_mutual_info_score(label_n, clusters))),
