@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import pandas as pd
-import pyarrow.parquet as pq
 from pydantic import Field, model_validator
 
 from cellray import schema, storage
@@ -15,7 +14,7 @@ from cellray.data.publishing import finished, publish_manifest
 from cellray.data.session import plain_errors
 from cellray.errors import InputError
 from cellray.infer.shift_tables import ShiftTable, cell_rows
-from cellray.infer.tables import TABLE, write_frame, write_stream
+from cellray.infer.tables import TABLE, read_made_table, write_frame, write_stream
 from cellray.schema import CorpusManifest, Parent
 from cellray.shift_schema import BEFORE_PREFIX, CHANGE_PREFIX, SHIFT_PREFIX, StatisticsManifest
 from cellray.statistics.aggregates import CELL, aggregate_data, aggregate_gene_shifts, value_name
@@ -283,8 +282,4 @@ def read_table(output: str) -> pd.DataFrame:
     InputError
         There are none.
     """
-    output = storage.absolute(output)
-    StatisticsManifest.load(output)
-    with storage.open_scattered(storage.join(output, f"{TABLE}.parquet")) as stream:
-        table: pd.DataFrame = pq.read_table(stream).to_pandas()
-    return table
+    return read_made_table(output, StatisticsManifest)

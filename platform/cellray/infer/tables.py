@@ -76,16 +76,16 @@ def publish_table(output: str, frame: pd.DataFrame, packages: tuple[str, ...], *
     return manifest
 
 
-def read_made_table(output: str) -> pd.DataFrame:
-    """Return a finished table.
+def read_made_table(output: str, manifest_class: type[Manifest] = TableManifest) -> pd.DataFrame:
+    """Return the main table of a finished result.
 
     Raises
     ------
     InputError
-        There is none.
+        There is none of this kind.
     """
     output = storage.absolute(output)
-    TableManifest.load(output)
+    manifest_class.load(output)
     with storage.open_scattered(storage.join(output, f"{TABLE}.parquet")) as stream:
         table: pd.DataFrame = pq.read_table(stream).to_pandas()
     return table
