@@ -109,10 +109,20 @@ def test_the_job_scores_embeddings_and_pca(embedded: str, tmp_path: Path) -> Non
     assert set(read_made_table(fewer.output)["embedding"]) == {"cellray"}
 
 
-def test_columns_that_tell_nothing_are_refused(embedded: str, tmp_path: Path) -> None:
+def test_columns_that_are_not_there_are_refused(embedded: str, tmp_path: Path) -> None:
     options = {"embeddings": embedded, "output": str(tmp_path / "s"), "batch": "donor", "label": "state"}
     with pytest.raises(InputError, match="--batch: must be an obs column of the corpus; found 'lab'; kept: "):
         score_integration(IntegrationConfig(**(options | {"batch": "lab"})))
+
+
+def test_a_column_of_one_value_is_refused(vocabulary: GeneVocabulary, tmp_path: Path) -> None:
+    adata = cells_of()
+    adata.obs["donor"] = "d0"
+    corpus = corpus_in(tmp_path, vocabulary, adata)
+    embed_cells(EmbedConfig(corpus=corpus.uri, model=model_in(tmp_path, vocabulary), output=f"{tmp_path}/e", actors=0))
+    config = IntegrationConfig(embeddings=f"{tmp_path}/e", batch="donor", label="state", output=f"{tmp_path}/s")
+    with pytest.raises(InputError, match="--batch: must have two values or more; found 'donor' has 'd0' only"):
+        score_integration(config)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -3,6 +3,7 @@
 Reads finished embeddings; the formulas are in `cellray.infer.integration_scores`.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -16,7 +17,7 @@ from pydantic import Field
 
 from cellray import schema, storage
 from cellray.config import JobConfig
-from cellray.data.corpora.corpus import Corpus
+from cellray.data.corpora.corpus import Corpus, read_rows
 from cellray.data.session import plain_errors
 from cellray.errors import InputError, listing
 from cellray.infer.evaluate import pca_of_log_counts
@@ -93,22 +94,40 @@ def score_integration(config: IntegrationConfig) -> TableManifest:
 
 
 def _chosen(embeddings: Embeddings, config: IntegrationConfig) -> tuple[pa.Table, dict[str, int]]:
-    """Return the cells to score and how many are not scored, by reason."""
-    table = embeddings.table()
+    """Return the cells to score and how many are not scored, by reason; no more than a part is held beside them."""
+    parts = [(part.uri_in(embeddings.uri), part.rows) for part in embeddings.manifest.parts if part.rows]
+    columns = [config.batch, config.label]
+    _require_columns(read_rows(parts[0][0], 0, 1).column_names, config)
+    kept_n = np.concatenate([_complete(read_rows(uri, 0, rows, columns)) for uri, rows in parts])
+    chosen, dropped = np.flatnonzero(kept_n), {"without a label or a batch": int((~kept_n).sum())}
+    if not len(chosen):
+        rule, fix = "some cell must have a value in both columns", "Choose other columns."
+        raise InputError("--batch, --label", rule, f"none of {len(kept_n):,} cells", fix)
+    if len(chosen) > config.max_cells:
+        dropped["not drawn (--max-cells)"] = len(chosen) - config.max_cells
+        chosen = np.sort(np.random.default_rng(config.seed).choice(chosen, config.max_cells, replace=False))
+    tables, first = [], 0
+    for uri, rows in parts:
+        own = chosen[np.searchsorted(chosen, first) : np.searchsorted(chosen, first + rows)] - first
+        if len(own):
+            wanted = [schema.SOURCE_ROW, schema.EMBEDDING, *columns]
+            tables.append(read_rows(uri, 0, rows, wanted).take(pa.array(own)))
+        first += rows
+    return pa.concat_tables(tables), dropped
+
+
+def _complete(table: pa.Table) -> NDArray[np.bool_]:
+    """Return which rows have a value in every column."""
+    return np.logical_and.reduce([pc.is_valid(column).to_numpy() for column in table.columns])
+
+
+def _require_columns(names: Sequence[str], config: IntegrationConfig) -> None:
+    kept = [name for name in names if name not in _OWN]
     for option in ("batch", "label"):
-        if (column := getattr(config, option)) not in table.column_names:
-            kept = [name for name in table.column_names if name not in _OWN]
+        if (column := getattr(config, option)) not in kept:
             fix = "Tokenize with --obs-columns, and embed again."
-            raise InputError(
-                f"--{option}", "must be an obs column of the corpus", f"{column!r}; kept: {listing(kept)}", fix
-            )
-    whole = table.filter(pc.and_(pc.is_valid(table[config.batch]), pc.is_valid(table[config.label])))
-    dropped = {"without a label or a batch": table.num_rows - whole.num_rows}
-    if whole.num_rows > config.max_cells:
-        chosen = np.random.default_rng(config.seed).choice(whole.num_rows, config.max_cells, replace=False)
-        dropped["not drawn (--max-cells)"] = whole.num_rows - config.max_cells
-        whole = whole.take(pa.array(np.sort(chosen)))
-    return whole, dropped
+            found = f"{column!r}; kept: {listing(kept)}"
+            raise InputError(f"--{option}", "must be an obs column of the corpus", found, fix)
 
 
 def _values(table: pa.Table, column: str) -> NDArray[np.str_]:
