@@ -75,6 +75,10 @@ def test_what_both_scorers_have_is_equal(batch_shift: float) -> None:
         assert ours[name] == pytest.approx(theirs[name], abs=1e-4)
     assert ours["nmi_kmeans"] == pytest.approx(theirs["nmi_kmeans"], abs=0.05)  # another k-means
     assert ours["ilisi_unweighted"] == pytest.approx(theirs["ilisi"], abs=0.15)  # other weights
+    from scib_metrics import silhouette_batch as reference
+
+    told = float(reference(cells.embedding_nd, cells.label_n, cells.batch_n))
+    assert ours["silhouette_batch"] == pytest.approx(told, abs=1e-4)
     assert {"bras", "kbet", "isolated_labels", "clisi", "total"} <= theirs.keys()
 
 

@@ -118,7 +118,7 @@ def _chosen(embeddings: Embeddings, config: IntegrationConfig) -> tuple[pa.Table
 
 def _complete(table: pa.Table) -> NDArray[np.bool_]:
     """Return which rows have a value in every column."""
-    return np.logical_and.reduce([pc.is_valid(column).to_numpy() for column in table.columns])
+    return np.asarray(np.logical_and.reduce([pc.is_valid(column).to_numpy() for column in table.columns]))
 
 
 def _require_columns(names: Sequence[str], config: IntegrationConfig) -> None:
