@@ -16,8 +16,9 @@ from cellray.compat.geneformer.states import CellStates
 from cellray.compat.options import Rule, check_options, instance, one_of
 from cellray.config import make_config
 from cellray.errors import InputError, listing
-from cellray.infer.perturbation_stats import CELLS, TABLE, PerturbationStatsConfig, perturbation_stats
+from cellray.infer.perturbation_stats import CELLS, PerturbationStatsConfig, perturbation_stats
 from cellray.infer.shift_tables import ShiftTable
+from cellray.infer.tables import TABLE
 from cellray.shift_schema import GROUP_MARK
 
 ALL = "all"
