@@ -1,6 +1,5 @@
 """Jobs submitted to a cluster: they run unchanged, need its token, and give the same bytes when a node is lost."""
 
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +24,9 @@ def content(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): storage.sha256_file(str(path)) for path in files}
 
 
-def test_a_submitted_screen_that_loses_a_node(vocabulary: GeneVocabulary, tmp_path: Path) -> None:
+def test_submitted_jobs_need_a_token_outlive_a_node_and_say_why_they_fail(
+    vocabulary: GeneVocabulary, tmp_path: Path
+) -> None:
     corpus, model = corpus_in(tmp_path, vocabulary, cells_of(cells=CELLS)), model_in(tmp_path, vocabulary)
     lossy, quiet = tmp_path / "lossy", tmp_path / "quiet"
     options = ("--cells-per-part", "1", "--threads", "1", "--actors", "2,2", "--effects")
@@ -41,8 +42,12 @@ def test_a_submitted_screen_that_loses_a_node(vocabulary: GeneVocabulary, tmp_pa
         cluster.kill_node()
         lost_at = len(list(lossy.rglob("shards/[0-9a-f]*.parquet")))
         told, _ = job.communicate()
+        failing = cluster.submit("python", "-m", "jobs.inspect_corpus", str(tmp_path / "nothing"))
+        why, _ = failing.communicate()
     assert job.returncode == 0, told[-3000:]
     assert lost_at < 2 * CELLS
+    assert failing.returncode == 1
+    assert f"{tmp_path}/nothing: " in why
     config = ScreenConfig(corpus=corpus.uri, model=model, output=str(quiet), effects=True, cells_per_part=1, threads=1)
     screen(config.model_copy(update={"actors": (0, 0)}))
     assert content(lossy) == content(quiet)
@@ -66,12 +71,3 @@ def test_submitted_tokenization_of_many_files(
     assert job.returncode == 0, told[-3000:]
     tokenize_corpus(TokenizeConfig(source=tuple(map(str, files)), vocabulary=options[-1], output=str(quiet)))
     assert content(lossy) == content(quiet)
-
-
-def test_a_submitted_job_that_fails_says_why(tmp_path: Path) -> None:
-    with LocalCluster(tmp_path, nodes=1) as cluster:
-        job = cluster.submit("python", "-m", "jobs.inspect_corpus", str(tmp_path / "nothing"))
-        told, _ = job.communicate()
-    assert job.returncode == 1
-    assert "nothing" in told
-    assert os.environ.get("RAY_ADDRESS") is None
