@@ -7,14 +7,16 @@ lost replica costs a few pieces and a newly loaded version begins a job anew. If
 import asyncio
 import time
 import uuid
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from cellray.api.schema import JobState, JobStatus
 from serving.answers import ModelChangedError, ScreenPlan, Tabled
 from serving.config import Limits, ModelOptions
 from serving.dispatch import ask
+from serving.draining import Draining, InFlight
 from serving.faults import HttpError, as_http
 from serving.ranking import strongest
 from serving.tables import joined
@@ -72,6 +74,20 @@ class Jobs:
         self._models, self._options, self._limits = models, options, limits
         self._jobs: dict[str, _Job] = {}
         self._turn = {name: asyncio.Lock() for name in models}
+        self._draining = Draining()
+
+    async def beat(self, process: str, flight: InFlight) -> dict[str, Any]:
+        """Hear what a process has in flight; tell it whether to refuse more, and how many jobs there are."""
+        states: Counter[str] = Counter(job.state for job in self._jobs.values())
+        return {
+            "draining": self._draining.hear(process, flight),
+            "jobs": {state: states[state] for state in get_args(JobState)},
+        }
+
+    async def drain(self) -> tuple[int, int]:
+        """Let nothing in any more; return how many requests are in flight, and how many jobs have not ended."""
+        self._draining.begun = True
+        return self._draining.left(), sum(job.state not in _ENDED for job in self._jobs.values())
 
     async def submit(self, plan: ScreenPlan, owner: str) -> JobStatus:
         """Begin a job.
