@@ -63,6 +63,12 @@ class Limits(Options):
     upload_s: float = Field(60, gt=0, description="longest that reading an .h5ad may take [s]")
     upload_memory_mb: float = Field(4096, gt=0, description="most memory that reading one may take [MB]")
     jobs_waiting: int = Field(32, ge=1, description="jobs that wait or run")
+    jobs_per_key: int = Field(16, ge=1, description="of these, jobs of one key")
+    job_step_s: float = Field(
+        600,
+        gt=0,
+        description="longest that a part of a job may take, which is a few seconds' work [s]",
+    )
     jobs_kept: int = Field(256, ge=1, description="jobs that are remembered")
     job_ttl_s: float = Field(3600, gt=0, description="how long results are kept [s]")
 

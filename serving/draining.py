@@ -86,8 +86,9 @@ class Draining:
         self._told[process] = (self.clock(), flight.draining, flight.requests)
         return self.begun
 
-    def left(self) -> int:
-        """Return how many requests are in flight at least; a process that still lets requests in has one more."""
+    def left(self) -> tuple[int, bool]:
+        """Return how many requests are in flight, and whether all processes refuse more."""
         now = self.clock()
         self._told = {name: told for name, told in self._told.items() if now - told[0] < _SILENT_S}
-        return sum(requests + (not refuses) for _, refuses, requests in self._told.values())
+        told = self._told.values()
+        return sum(requests for _, _, requests in told), all(refuses for _, refuses, _ in told)

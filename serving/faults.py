@@ -15,7 +15,7 @@ from cellray.api.wire import JSON
 from cellray.data.session import own_error_within, root_cause
 from cellray.errors import InputError, StorageError
 from serving.access import AccessError
-from serving.answers import TooMuchError
+from serving.answers import ModelChangedError, TooMuchError
 from serving.batcher import ComputeError, QueueClosedError
 
 logger = logging.getLogger("ray.serve")
@@ -134,6 +134,7 @@ _TRANSLATED: dict[type[BaseException], Callable[[BaseException], HttpError]] = {
     TimeoutError: _timeout,
     StorageError: lambda error: HttpError(503, "storage", "the storage of models does not answer", None, 10.0),
     InputError: lambda error: HttpError(422, "invalid_request", str(error)),
+    ModelChangedError: lambda error: HttpError(503, "model_changed", f"{error}; ask again", None, 1.0),
     ComputeError: lambda error: HttpError(500, "compute_failed", f"the model failed: {error}; its log says more"),
 }
 

@@ -51,14 +51,14 @@ def drain(seconds: float, hurry: threading.Event) -> int:
     jobs = serve.get_deployment_handle("jobs", NAME)
     while not hurry.is_set():
         try:
-            left, running = jobs.drain.remote().result(timeout_s=_ANSWER_S)
+            left, heard, running = jobs.drain.remote().result(timeout_s=_ANSWER_S)
         except Exception as error:  # whatever happened to the actor, the server stops
             _say(f"it is not known what is in flight ({type(error).__name__})")
             break
-        if not told:
+        if heard and not told:
             told = True
             _say(f"stopping: {left} requests under way may end" + (f"; {running} jobs are lost" if running else ""))
-        if not left or time.monotonic() > until:
+        if (heard and not left) or time.monotonic() > until:
             break
         hurry.wait(_PAUSE_S)
     if left:
