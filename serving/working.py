@@ -11,6 +11,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
+from cellray.data.collate import TokenRows
 from serving.answers import ModelChangedError, ScreenPlan, Tabled
 from serving.batcher import ComputeError
 from serving.config import Limits, ModelOptions
@@ -122,7 +125,8 @@ class Work:
 
     def release(self) -> None:
         """Let go of the cells once the job has ended; its plan's numbers are still told."""
-        self.plan = replace(self.plan, origin=None, pieces=())
+        rows = TokenRows(np.empty(0, np.uint16), np.zeros(1, np.int64))
+        self.plan = replace(self.plan, origin=None, pieces=(), rows=rows, notes=[], ids=())
         self._found, self._todo = {}, deque()
 
     async def _plan_anew(self, changed: ModelChangedError) -> Tabled | None:
@@ -164,7 +168,7 @@ class Work:
             for task in running:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
-            self._todo.extend(running.values())
+            self._todo.extend(part for part in running.values() if part.start not in self._found)
 
     def _settle(self, task: "asyncio.Task[None]", part: _Part) -> None:
         """Put a part that took too long back, or raise what else went wrong."""
