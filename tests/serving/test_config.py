@@ -118,7 +118,8 @@ def test_the_command_line_serves_until_it_is_stopped(tmp_path: Path) -> None:
         url, cells = f"http://127.0.0.1:{port}", [{"id": "a", "genes": ["ENSG00000000003"], "counts": [2]}]
         answer = httpx2.post(f"{url}/v1/embeddings", json={"cells": cells}, timeout=30)
         assert answer.status_code == 200, answer.text
-        assert answered_while_stopping(server.pid, url, cells).json()["embeddings"] == answer.json()["embeddings"]
+        late = answered_while_stopping(server.pid, tmp_path / "err", url, cells)
+        assert late.json()["embeddings"] == answer.json()["embeddings"]
         assert server.wait(timeout=90) == 0
         told = (tmp_path / "err").read_text()
         assert "1 requests under way may end" in told
@@ -129,7 +130,7 @@ def test_the_command_line_serves_until_it_is_stopped(tmp_path: Path) -> None:
             server.wait()
 
 
-def answered_while_stopping(process: int, url: str, cells: object) -> httpx2.Response:
+def answered_while_stopping(process: int, told: Path, url: str, cells: object) -> httpx2.Response:
     """Send the first half of a request, Ctrl-C, and the rest once the server refuses others; return the answer."""
     refused: list[httpx2.Response] = []
     body = json.dumps({"cells": cells}).encode()
@@ -139,17 +140,20 @@ def answered_while_stopping(process: int, url: str, cells: object) -> httpx2.Res
         time.sleep(1)  # until it is in flight
         os.killpg(process, signal.SIGINT)  # as a terminal does: Ray's processes, too
         for _ in range(100):
-            if httpx2.get(f"{url}/readyz", timeout=30).json()["status"] == "draining":
+            if "under way may end" in told.read_text():
                 break
             time.sleep(0.1)
+        refused.append(httpx2.get(f"{url}/readyz", timeout=30))
         refused.append(httpx2.post(f"{url}/v1/embeddings", content=body, timeout=30))
         yield body[20:]
 
     headers = {"content-type": "application/json"}
     answer = httpx2.post(f"{url}/v1/embeddings", content=halves(), headers=headers, timeout=60)
     assert answer.status_code == 200, answer.text
-    assert (refused[0].status_code, refused[0].json()["error"]["code"]) == (503, "draining")
-    assert int(refused[0].headers["retry-after"]) > 0
+    ready, other = refused
+    assert (ready.status_code, ready.json()["status"]) == (503, "draining")
+    assert (other.status_code, other.json()["error"]["code"]) == (503, "draining")
+    assert int(other.headers["retry-after"]) > 0
     return answer
 
 
