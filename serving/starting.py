@@ -49,7 +49,7 @@ def start_ray() -> Started:
     would push it aside. So here they do not; the thread that computes gives way to those that speak HTTP.
     """
     os.environ.setdefault("RAY_worker_niceness", "0")
-    own = not os.environ.get("RAY_ADDRESS")
+    own = os.environ.get("RAY_ADDRESS", "") in ("", "local")
     try:
         ensure_ray()
     except ConnectionError as error:
