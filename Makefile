@@ -7,7 +7,7 @@ LABEL ?=
 VOCABULARY ?=
 OUTPUT ?= demo_output$(if $(DATA),_$(basename $(notdir $(DATA))))
 
-.PHONY: setup demo test chaos lint bench lock clean
+.PHONY: setup demo test chaos lint bench lock wheel check-wheel sbom audit clean
 
 setup: $(VENV)/.installed
 
@@ -55,5 +55,29 @@ bench: setup
 lock: setup
 	$(BIN)/python -m pip freeze --exclude-editable | sed -E 's/\+cpu$$//; /@ file:/d' > constraints.txt
 
+# Releases: the library as a wheel, tried where there is no checkout; what it brings along; known vulnerabilities.
+TOOLS := .release
+
+$(TOOLS)/.installed: tests/release/tools.txt
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --quiet --requirement tests/release/tools.txt
+	touch $@
+
+wheel: $(TOOLS)/.installed
+	rm -rf dist
+	$(TOOLS)/bin/python -m build --outdir dist .
+
+check-wheel: wheel
+	$(PYTHON) tests/release/check_wheel.py dist/*.whl build/wheel
+
+sbom: check-wheel
+	sed "s/^dynamic = .*/version = \"$$(build/wheel/bin/python -c 'import cellray; print(cellray.__version__)')\"/" \
+	  pyproject.toml > build/pyproject.toml
+	$(TOOLS)/bin/cyclonedx-py environment --pyproject build/pyproject.toml --mc-type library --output-reproducible \
+	  --output-format JSON --output-file dist/cellray.cdx.json build/wheel/bin/python
+
+audit: $(TOOLS)/.installed
+	$(PYTHON) tests/release/audit.py $(TOOLS)/bin/pip-audit constraints.txt
+
 clean:
-	rm -rf $(VENV) demo_output* .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(TOOLS) build dist demo_output* .pytest_cache .mypy_cache .ruff_cache

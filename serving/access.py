@@ -42,6 +42,8 @@ class Asked:
         From the first byte to the answer.
     model, cells, tokens
         What was asked of which model, as far as is known.
+    client
+        Address of the other side.
     """
 
     request_id: str
@@ -52,6 +54,7 @@ class Asked:
     model: str | None = None
     cells: int | None = None
     tokens: int | None = None
+    client: str | None = None
     more: Mapping[str, str | int | float] = field(default_factory=dict)
 
 
@@ -68,11 +71,16 @@ class AccessError(Exception):
         For people.
     retry_after_s
         For 429.
+    caller
+        Who it is, where that is known.
     """
 
-    def __init__(self, status: int, code: str, message: str, retry_after_s: float | None = None) -> None:
-        super().__init__(status, code, message, retry_after_s)
+    def __init__(
+        self, status: int, code: str, message: str, retry_after_s: float | None = None, caller: Caller | None = None
+    ) -> None:
+        super().__init__(status, code, message, retry_after_s, caller)
         self.status, self.code, self.message, self.retry_after_s = status, code, message, retry_after_s
+        self.caller = caller
 
 
 class Gate(Protocol):
@@ -98,7 +106,7 @@ class Gate(Protocol):
         ...
 
     def record(self, caller: Caller | None, asked: Asked) -> None:
-        """Take note of an answer; None if the caller was not let in. Must not block or raise."""
+        """Take note of an answer; None if nobody knows who asked. Must not block or raise."""
         ...
 
     def close(self) -> None:

@@ -22,7 +22,7 @@ class Queue:
     name
         Of the model.
     most
-        Cells at most. One request alone may be larger.
+        Cells at most. A request that is larger by itself is let in while there is any room: else it would never be.
     """
 
     def __init__(self, name: str, most: int) -> None:
@@ -50,7 +50,7 @@ class Queue:
         HttpError
             429: there is no room for so many.
         """
-        if self.cells and self.cells + cells > self._most:
+        if self.cells >= self._most or (cells <= self._most < self.cells + cells):
             raise self._full()
         self.cells += cells
         try:
@@ -89,7 +89,15 @@ class Room:
 
     @contextmanager
     def take(self) -> Iterator[None]:
-        """Take a place until the block is left.
+        """Take a place until the block is left; see `enter` for errors."""
+        self.enter()
+        try:
+            yield
+        finally:
+            self.leave()
+
+    def enter(self) -> None:
+        """Take a place.
 
         Raises
         ------
@@ -99,7 +107,7 @@ class Room:
         if self.taken >= self._most:
             raise HttpError(429, "busy", f"{self._limit} is {self._most}", (self._limit, self._most), 1.0)
         self.taken += 1
-        try:
-            yield
-        finally:
-            self.taken -= 1
+
+    def leave(self) -> None:
+        """Give a place back."""
+        self.taken -= 1

@@ -1,7 +1,7 @@
 """What a replica gives back, as arrays and tables; the HTTP side turns it into JSON or the binary form. No torch."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -52,11 +52,12 @@ class Tabled:
 
 @dataclass(frozen=True)
 class Piece:
-    """Some perturbations of one cell: `first` to before `stop`, by the numbers of the design."""
+    """Some perturbations of one cell: `first` to before `stop`, by ranks or as listed; `copies` of the cell at most."""
 
     cell: int
     first: int
     stop: int
+    copies: int
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,8 @@ class ScreenPlan:
         first, last = pieces[0].cell, pieces[-1].cell + 1
         offsets = self.rows.offsets[first : last + 1]
         rows = TokenRows(self.rows.input_ids[offsets[0] : offsets[-1]], offsets - offsets[0])
-        own = [Piece(piece.cell - first, piece.first, piece.stop) for piece in pieces]
-        done = sum(piece.stop - piece.first for piece in pieces)
+        own = [replace(piece, cell=piece.cell - first) for piece in pieces]
+        done = sum(piece.copies for piece in pieces)
         return ScreenPlan(self.stamp, [], self.ask, self.ids[first:last], rows, own, done, 0)
 
 

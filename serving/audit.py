@@ -65,13 +65,14 @@ def audit_entry(caller: Caller | None, asked: Asked, at: datetime) -> dict[str, 
     Parameters
     ----------
     caller
-        None: not let in.
+        None: nobody knows who.
     at
         When it was answered, with a time zone.
     """
     return {
         "time": at.isoformat(timespec="milliseconds"),
         "key": caller.name if caller else None,
+        "client": asked.client,
         "method": asked.method,
         "path": asked.path,
         "model": asked.model,

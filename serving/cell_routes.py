@@ -2,9 +2,10 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any
+from dataclasses import replace
+from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Request
+from fastapi import Depends, FastAPI, Query, Request
 from fastapi.responses import Response
 
 from cellray.api.schema import CellsResponse
@@ -15,7 +16,6 @@ from serving.handover import Sample
 from serving.openapi import errors
 from serving.sample import cells_body, json_megabytes, read_sample
 from serving.service import Service
-from serving.upload import receive_upload
 
 _FILE = {"schema": {"type": "string", "format": "binary"}}
 
@@ -26,21 +26,28 @@ def add_cells(app: FastAPI, service: Service, allow: Callable[[Request], Awaitab
 
     @app.post(
         "/v1/cells",
-        responses=errors(401, 413, 415, 422, 429),
+        responses=errors(401, 403, 408, 413, 415, 422, 429),
         openapi_extra={"requestBody": {"required": True, "content": {H5AD: _FILE}}},
         **options,
     )
-    async def cells(request: Request, matrix: str = "X", gene_ids: str | None = None) -> Response:
+    async def cells(
+        request: Request,
+        matrix: str = "X",
+        gene_ids: str | None = None,
+        draw: Annotated[int, Query(ge=0, description="draw so many cells at random from a file that has more")] = 0,
+    ) -> Response:
         """Read the cells of an .h5ad, with its obs columns; nothing is kept."""
         if media_type(request) != H5AD:
             raise HttpError(415, "unsupported_media_type", f"Content-Type must be {H5AD}")
         with service.bodies.take():
-            body = await read_body(request, service.config.limits)
-            with service.uploads.take():
-                sample = await receive_upload(body, matrix, gene_ids, service.config.limits, read_sample)
+            body = await read_body(request, H5AD, service.config.limits, service.parsers)
+            sample = await service.uploads.read(body, matrix, gene_ids, read_sample, draw)
+        if sample.of > len(sample.cells):
+            about = f"{len(sample.cells):,} of the {sample.of:,} cells of the file, drawn at random"
+            sample = replace(sample, about=about)
         return await _answer(service, sample)
 
-    @app.get("/v1/example", responses=errors(401, 404), **options)
+    @app.get("/v1/example", responses=errors(401, 403, 404, 422, 429, 503, 504), **options)
     async def example(model: str = "default") -> Response:
         """Give some cells to try a model with; `about` says what they are."""
         service.queue(model)

@@ -52,9 +52,12 @@ class Limits(Options):
     """What a request may hold, and how long it may take."""
 
     body_mb: float = Field(64, gt=0, description="of a body, decompressed [MB]")
+    json_mb: float = Field(16, gt=0, description="of a JSON body, which takes up to 30 times that in memory [MB]")
+    body_s: float = Field(60, gt=0, description="longest that a body may take to arrive [s]")
     response_mb: float = Field(256, gt=0, description="of the numbers of an answer [MB]")
     cells_per_request: int = Field(1024, ge=1)
     genes_per_cell: int = Field(65_536, ge=1, description="counts of a cell")
+    counts_per_request: int = Field(8_000_000, ge=1, description="counts of all cells of a request")
     perturbation_tokens: int = Field(200_000, ge=1, description="tokens of copies to wait for; more become a job")
     job_tokens: int = Field(2_000_000_000, ge=1, description="most tokens of a job")
     request_timeout_s: float = Field(120, gt=0)

@@ -4,6 +4,7 @@ Knows vocabularies and arrays; models and HTTP it does not know.
 """
 
 import hashlib
+import json
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -85,7 +86,7 @@ class Encoder:
         return Encoded(TokenRows(made.input_ids, offsets), kept.tolist(), notes)
 
     def _mapping(self, genes: Sequence[str]) -> ColumnMapping:
-        digest = hashlib.sha256("\n".join(genes).encode()).digest()
+        digest = hashlib.sha256(json.dumps(list(genes)).encode()).digest()  # no name can pass for two
         known = self._mappings.pop(digest, None) or map_columns(genes, "genes", self._vocabulary, "genes")
         self._mappings[digest] = known
         if len(self._mappings) > _MAPPINGS_KEPT:

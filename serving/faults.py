@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from fastapi import Request
 from fastapi.responses import Response
@@ -40,6 +40,8 @@ class HttpError(Exception):
         Name and value of the limit that was broken.
     retry_after_s
         When it may work.
+    headers
+        Further ones of the answer.
     """
 
     def __init__(
@@ -49,10 +51,11 @@ class HttpError(Exception):
         message: str,
         limit: tuple[str, float] | None = None,
         retry_after_s: float | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(status, code, message, limit, retry_after_s)
+        super().__init__(status, code, message, limit, retry_after_s, headers)
         self.status, self.code, self.message = status, code, message
-        self.limit, self.retry_after_s = limit, retry_after_s
+        self.limit, self.retry_after_s, self.headers = limit, retry_after_s, dict(headers or {})
 
 
 def too_large(name: str, value: float, found: str, status: int = 422) -> HttpError:
@@ -119,7 +122,9 @@ def _access(error: BaseException) -> HttpError:
 
 def _starlette(error: BaseException) -> HttpError:
     assert isinstance(error, HTTPException)
-    return HttpError(error.status_code, _CODES.get(error.status_code, "error"), str(error.detail))
+    return HttpError(
+        error.status_code, _CODES.get(error.status_code, "error"), str(error.detail), headers=error.headers
+    )
 
 
 def _timeout(error: BaseException) -> HttpError:
@@ -154,7 +159,7 @@ def error_answer(error: BaseException, request: Request) -> Response:
         retry_after_s=found.retry_after_s,
         request_id=request_id(request),
     )
-    headers = {"cache-control": "no-store"}
+    headers = {"cache-control": "no-store", **found.headers}
     if found.retry_after_s is not None:
         headers["retry-after"] = str(max(1, math.ceil(found.retry_after_s)))
     if found.status == 401:

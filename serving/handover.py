@@ -38,6 +38,8 @@ class Sample:
         Names of the genes for people, if the file has a column of them.
     left_out
         Obs columns beyond the most that are told.
+    of
+        Cells of the file; 0: not told.
     about
         Where the cells come from; empty for a file of the caller's.
     """
@@ -46,6 +48,7 @@ class Sample:
     obs: dict[str, list[Any]] = field(default_factory=dict)
     symbols: list[str] | None = None
     left_out: int = 0
+    of: int = 0
     about: str = ""
 
 
@@ -60,6 +63,7 @@ class _Told(BaseModel):
     obs: dict[str, list[str | int | float | None]] = {}
     symbols: list[str] | None = None
     left_out: int = Field(0, ge=0)
+    of: int = Field(0, ge=0)
 
 
 def pack(found: Sample | TooMuchError) -> bytes:
@@ -74,6 +78,7 @@ def pack(found: Sample | TooMuchError) -> bytes:
             obs=found.obs,
             symbols=None if found.symbols is None else list(found.symbols),
             left_out=found.left_out,
+            of=found.of,
         )
         arrays = {name: np.ascontiguousarray(getattr(cells, name), kind) for name, kind in _ARRAYS.items()}
     return save(arrays | {_TOLD: np.frombuffer(to_json(told), np.uint8)})
@@ -106,4 +111,4 @@ def unpack(data: bytes, subject: str) -> Sample | TooMuchError:
             raise ValueError("a column of another length")
     except (InputError, ValidationError, ValueError):
         raise InputError(subject, CRASHED, "its reader gave an answer that is none", FIX) from None
-    return Sample(cells, told.obs, told.symbols, told.left_out)
+    return Sample(cells, told.obs, told.symbols, told.left_out, told.of)

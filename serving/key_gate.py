@@ -46,14 +46,17 @@ class KeyFile:
         self._keys = self._read()
 
     def keys(self) -> Mapping[str, Key]:
-        """Return the keys; those of before if the file is damaged now, which the server's log then says."""
+        """Return the keys; those of before if the file is damaged now, which the server's log then says.
+
+        A file that is gone or has no keys left lets nobody in.
+        """
         if self._path is not None and self._clock() - self._looked_at >= _LOOKED_EVERY_S:
             self._looked_at = self._clock()
             stamp = self._stamped()
             if stamp != self._stamp:
                 self._stamp = stamp
                 try:
-                    self._keys = self._read()
+                    self._keys = self._read(started=True) if stamp else {}
                     logger.info("%d keys were read from %s", len(self._keys), self._path)
                 except InputError as error:
                     logger.error("keys stay as they were: %s", error)
@@ -68,7 +71,7 @@ class KeyFile:
             return ()
         return found.st_mtime_ns, found.st_size, found.st_ino
 
-    def _read(self) -> dict[str, Key]:
+    def _read(self, *, started: bool = False) -> dict[str, Key]:
         fix = "Make a key with: python -m serving.keys new --name NAME --scopes embed,perturb --file FILE"
         if self._path is None:
             subject, text = API_KEYS, os.environ.get(API_KEYS, "")
@@ -79,7 +82,7 @@ class KeyFile:
             except (OSError, UnicodeDecodeError) as error:
                 raise InputError("access.keys_file", "it names a file of keys", str(error), fix) from None
         keys = parse_keys(text, subject)
-        if not keys:
+        if not keys and not started:
             raise InputError(subject, "there must be a key", "none", fix)
         return keys
 
@@ -118,17 +121,18 @@ class KeyGate:
         if name is None:
             raise AccessError(401, "invalid_key", "this key is not known here")
         key = keys[name]
+        caller = Caller(name, frozenset(key.scopes))
         if key.is_expired(datetime.now(UTC).date()):
-            raise AccessError(401, "expired_key", f"the key {name!r} was good until {key.expires}")
+            raise AccessError(401, "expired_key", f"the key {name!r} was good until {key.expires}", caller=caller)
         per_minute = key.requests_per_minute or self._per_minute
         wait_s = self._limiter.take(name, per_minute)
         if wait_s > 0:
             message = f"the key {name!r} may ask {per_minute:,} times a minute"
-            raise AccessError(429, "rate_limited", message, wait_s)
+            raise AccessError(429, "rate_limited", message, wait_s, caller)
         if scope is not None and scope not in key.scopes:
             message = f"this needs the scope {scope!r}; the key {name!r} has {', '.join(sorted(key.scopes))}"
-            raise AccessError(403, "scope_missing", message)
-        return Caller(name, frozenset(key.scopes))
+            raise AccessError(403, "scope_missing", message, caller=caller)
+        return caller
 
     def record(self, caller: Caller | None, asked: Asked) -> None:
         """Write a line to the audit log."""

@@ -78,14 +78,18 @@ class Screen:
         lengths = encoded.rows.lengths.tolist()
         genes = [int(self._gene_v[_row(encoded.rows, cell)].sum()) for cell in range(len(lengths))]
         counts = genes if self.design.every_gene else [len(self.design)] * len(lengths)
-        total, tokens = sum(counts), sum(map(int.__mul__, counts, lengths))
+        copies_n = self.design.copies(np.array(counts, np.int64))
+        total, tokens = int(copies_n.sum()), int(copies_n @ np.array(lengths, np.int64))
         if tokens > most_tokens:
             fix = "Send fewer cells, or list fewer genes."
             raise TooMuchError("job_tokens", most_tokens, f"{tokens:,} tokens of perturbed cells", fix)
         pieces: list[Piece] = []
         for cell, (count, length) in enumerate(zip(counts, lengths, strict=True)):
             step = max(1, _BATCHES_A_PIECE * self._model.token_budget // length)
-            pieces += [Piece(cell, first, min(first + step, count)) for first in range(0, count, step)]
+            for first in range(0, count, step):
+                stop = min(first + step, count)
+                copies = int(self.design.copies(np.array([stop - first], np.int64), first)[0])
+                pieces.append(Piece(cell, first, stop, copies))
         names = [ids[place] for place in encoded.place_r]
         return ScreenPlan(self._model.stamp, encoded.notes, ask, names, encoded.rows, pieces, total, tokens)
 

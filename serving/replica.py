@@ -28,7 +28,7 @@ from serving.encoding import Encoded
 from serving.example import example_cells
 from serving.handover import Sample
 from serving.loaded import LoadedModel, set_threads
-from serving.perturbing import Screen, Screens, asked_of, tabled
+from serving.perturbing import Screens, asked_of, tabled
 
 logger = logging.getLogger("ray.serve")
 
@@ -147,15 +147,13 @@ class ModelReplica:
         plan = await asyncio.to_thread(screen.plan, encoded, cells.ids, ask, most)
         if plan.tokens > at_once:
             return replace(plan, origin=Origin(cells, request, most))
-        return await self._measured(screen, plan, ASKED, self._timeout)  # by the model that made the plan
+        return tabled(plan, await self._batcher.steps(screen.measure(plan), ASKED, self._timeout))
 
-    async def measure(self, plan: ScreenPlan, priority: int = JOB, timeout_s: float | None = None) -> Tabled:
-        """Compute a plan, or a part of one.
+    async def measure(self, plan: ScreenPlan, timeout_s: float | None = None) -> Tabled:
+        """Compute a part of a job's plan.
 
         Parameters
         ----------
-        priority
-            `ASKED` or `JOB`.
         timeout_s
             Longest that it may take; None: as long as a request.
 
@@ -164,11 +162,9 @@ class ModelReplica:
         ModelChangedError
             It is another version's of the model.
         """
+        screen = await asyncio.to_thread(self._screens.require, plan)
         timeout = self._timeout if timeout_s is None else timeout_s
-        return await self._measured(self._screens.require(plan), plan, priority, timeout)
-
-    async def _measured(self, screen: Screen, plan: ScreenPlan, priority: int, timeout_s: float) -> Tabled:
-        return tabled(plan, await self._batcher.steps(screen.measure(plan), priority, timeout_s))
+        return tabled(plan, await self._batcher.steps(screen.measure(plan), JOB, timeout))
 
     async def example(self) -> Sample:
         """Return some cells that the model knows genes of."""

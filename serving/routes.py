@@ -23,14 +23,14 @@ from cellray.api.schema import (
 )
 from cellray.api.wire import ARROW_STREAM, JSON, CellTable
 from serving import tables
-from serving.access import Caller, Scope
+from serving.access import AccessError, Caller, Scope
 from serving.answers import ScreenPlan
 from serving.bodies import media_type, parse, read_body, wants_binary
 from serving.cell_routes import add_cells
 from serving.draining import Guard
 from serving.faults import HttpError, too_large
 from serving.metrics import CONTENT_TYPE
-from serving.openapi import body_of, describe, errors
+from serving.openapi import OF_KEYS, body_of, describe, errors
 from serving.page import add_page
 from serving.security import SecurityHeaders
 from serving.service import Service
@@ -38,7 +38,8 @@ from serving.watching import NOTES, watch
 
 RequestT = TypeVar("RequestT", bound=CellsRequest)
 
-_FLOAT_BYTES = 4
+_FLOAT_BYTES, _TEXT_BYTES = 4, 20
+"""Of a number in an answer: in binary, in JSON."""
 _ROW_BYTES = 80
 """Of an effect in a table, about."""
 
@@ -53,6 +54,7 @@ def make_app(service: Service) -> FastAPI:
         polling.cancel()
         with suppress(asyncio.CancelledError):
             await polling
+        service.gate.close()
 
     app = FastAPI(title="cellray", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.add_middleware(Guard, flight=service.flight)
@@ -72,7 +74,11 @@ def _allow(service: Service, scope: Scope | None) -> Callable[[Request], Awaitab
 
     async def allow(request: Request) -> Caller:
         client = request.client.host if request.client else ""
-        caller = service.gate.admit(request.headers, scope, client)
+        try:
+            caller = service.gate.admit(request.headers, scope, client)
+        except AccessError as error:
+            request.scope[NOTES]["caller"] = error.caller
+            raise
         request.scope[NOTES]["caller"] = caller
         return caller
 
@@ -85,13 +91,13 @@ def _add_health(app: FastAPI, service: Service) -> None:
         """Tell that the process answers."""
         return HealthResponse(status="ok")
 
-    @app.get("/readyz", tags=["server"], responses={503: {"model": HealthResponse}})
+    @app.get("/readyz", tags=["server"], response_model=HealthResponse, responses={503: {"model": HealthResponse}})
     async def readyz() -> Response:
         """Tell whether all models answer."""
         answer = HealthResponse(status=service.state(), models=service.ready())
         return Response(answer.model_dump_json(), 200 if answer.status == "ok" else 503, media_type=JSON)
 
-    @app.get("/metrics", tags=["server"], dependencies=[Depends(_allow(service, "admin"))])
+    @app.get("/metrics", tags=["server"], responses=errors(*OF_KEYS), dependencies=[Depends(_allow(service, "admin"))])
     async def metrics() -> Response:
         """Numbers of this process for Prometheus."""
         return Response(service.metrics.text(), media_type=CONTENT_TYPE)
@@ -100,7 +106,7 @@ def _add_health(app: FastAPI, service: Service) -> None:
 def _add_models(app: FastAPI, service: Service) -> None:
     embed, perturb = _allow(service, "embed"), _allow(service, "perturb")
 
-    @app.get("/v1/models", tags=["models"], responses=errors(401), dependencies=[Depends(_allow(service, None))])
+    @app.get("/v1/models", tags=["models"], responses=errors(*OF_KEYS), dependencies=[Depends(_allow(service, None))])
     async def models() -> ModelsResponse:
         """List the models, what they can be asked, and the limits."""
         return ModelsResponse(models=service.infos())
@@ -112,7 +118,7 @@ def _add_models(app: FastAPI, service: Service) -> None:
         """Embed cells."""
 
         async def answer(cells: CellTable, asked: EmbeddingRequest, binary: bool) -> bytes:
-            _check_answer(service, cells, asked)
+            _check_answer(service, cells, asked, binary=binary)
             found = await service.ask(asked.model, "embed", cells, asked.pooling, asked.layer)
             service.metrics.computed(asked.model, len(cells), found.tokens)
             return await asyncio.to_thread(tables.embedding_body, found, asked.pooling, asked.layer, binary=binary)
@@ -176,20 +182,23 @@ def _add_jobs(app: FastAPI, service: Service) -> None:
     perturb = _allow(service, "perturb")
     Owner = Annotated[Caller, Depends(perturb)]  # noqa: N806  # a type
 
-    @app.get("/v1/jobs", tags=["jobs"], responses=errors(401))
+    @app.get("/v1/jobs", tags=["jobs"], responses=errors(*OF_KEYS, 503, 504))
     async def jobs(caller: Owner) -> list[JobStatus]:
         """List the caller's jobs."""
         found: list[JobStatus] = await service.ask_jobs("all", caller.name)
         return found
 
-    @app.get("/v1/jobs/{job_id}", tags=["jobs"], responses=errors(401, 404))
+    @app.get("/v1/jobs/{job_id}", tags=["jobs"], responses=errors(*OF_KEYS, 404, 422, 503, 504))
     async def job(job_id: str, caller: Owner) -> JobStatus:
         """Tell how far a job is."""
         found: JobStatus = await service.ask_jobs("status", job_id, caller.name)
         return found
 
     @app.get(
-        "/v1/jobs/{job_id}/result", tags=["jobs"], responses=errors(401, 404, 409), response_model=PerturbationResponse
+        "/v1/jobs/{job_id}/result",
+        tags=["jobs"],
+        response_model=PerturbationResponse,
+        responses=errors(*OF_KEYS, 404, 406, 409, 422, 503, 504),
     )
     async def result(job_id: str, request: Request, caller: Owner) -> Response:
         """Return the result of a job that is done."""
@@ -198,7 +207,7 @@ def _add_jobs(app: FastAPI, service: Service) -> None:
         body = await asyncio.to_thread(tables.perturbation_body, found, binary=binary)
         return Response(body, media_type=ARROW_STREAM if binary else JSON)
 
-    @app.delete("/v1/jobs/{job_id}", tags=["jobs"], responses=errors(401, 404))
+    @app.delete("/v1/jobs/{job_id}", tags=["jobs"], responses=errors(*OF_KEYS, 404, 422, 503, 504))
     async def cancel(job_id: str, caller: Owner) -> JobStatus:
         """Cancel a job, or drop the result of one that is done."""
         found: JobStatus = await service.ask_jobs("cancel", job_id, caller.name)
@@ -215,9 +224,9 @@ async def _answered(
     binary, kind = wants_binary(request), media_type(request)
     service.check_queue(request.query_params.get("model"))
     with service.bodies.take():
-        body = await read_body(request, service.config.limits)
+        body = await read_body(request, kind, service.config.limits, service.parsers)
         service.check_queue(request.query_params.get("model"))  # it may have filled up meanwhile
-        cells, asked = await parse(model, request, kind, body, service.config.limits, service.uploads)
+        cells, asked = await parse(model, request, kind, body, service.config.limits, service.uploads, service.parsers)
         del body
     queue = service.queue(asked.model)
     request.scope[NOTES] |= {"model": asked.model, "cells": len(cells)}
@@ -226,12 +235,12 @@ async def _answered(
     return made if isinstance(made, Response) else Response(made, media_type=ARROW_STREAM if binary else JSON)
 
 
-def _check_answer(service: Service, cells: CellTable, asked: EmbeddingRequest) -> None:
+def _check_answer(service: Service, cells: CellTable, asked: EmbeddingRequest, *, binary: bool) -> None:
     """Refuse embeddings of genes that would not fit an answer."""
     info = next((each for each in service.infos() if each.name == asked.model), None)
     if asked.pooling != "gene" or info is None:
         return
     limit = service.config.limits.response_mb
     tokens = sum(min(int(n), info.input_size) for n in (cells.indptr[1:] - cells.indptr[:-1]))
-    if (size := tokens * info.width * _FLOAT_BYTES / 1e6) > limit:
+    if (size := tokens * info.width * (_FLOAT_BYTES if binary else _TEXT_BYTES) / 1e6) > limit:
         raise too_large("response_mb", limit, f"embeddings of genes of {size:,.0f} MB")

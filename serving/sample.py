@@ -17,7 +17,7 @@ from cellray.data.sources.contract import CountSource, open_source
 from cellray.errors import InputError
 from serving.answers import TooMuchError
 from serving.handover import Sample
-from serving.upload import SUBJECT, Upload, checked_size, read_cells
+from serving.upload import SUBJECT, Upload, checked_size, drawn, read_cells
 
 SYMBOL_COLUMNS = ("gene_name", "gene_symbol", "gene_symbols", "feature_name", "symbol")
 """Var columns in which files keep names that people know; the first that is there is taken."""
@@ -28,7 +28,7 @@ _BYTES_A_COUNT = 12
 
 
 def read_sample(upload: Upload) -> Sample | TooMuchError:
-    """Read all cells of a file with its obs; runs in the child.
+    """Read the cells of a file, or some, with their obs; runs in the child.
 
     Raises
     ------
@@ -36,12 +36,14 @@ def read_sample(upload: Upload) -> Sample | TooMuchError:
         It is no sound .h5ad, or lacks the matrix or the column.
     """
     with open_source(upload.path, upload.matrix) as source:
-        found = checked_size(source, upload) or read_cells(source, upload)
+        row_n = drawn(source, upload)
+        found = checked_size(source, upload) or read_cells(source, upload, row_n)
         if isinstance(found, TooMuchError):
             return found
+        own = pa.array(row_n)
         kinds = list(source.obs_kinds())
-        obs = {name: _plain(source.obs(name, 0, source.n_cells)) for name in kinds[:_MOST_COLUMNS]}
-        sample = Sample(found, obs, _symbols(source), max(0, len(kinds) - _MOST_COLUMNS))
+        obs = {name: _plain(source.obs(name, 0, source.n_cells).take(own)) for name in kinds[:_MOST_COLUMNS]}
+        sample = Sample(found, obs, _symbols(source), max(0, len(kinds) - _MOST_COLUMNS), source.n_cells)
     return _without_repeats(sample)
 
 

@@ -10,11 +10,13 @@ from typing import Any, Literal
 from cellray.api.schema import LimitsInfo, ModelInfo
 from serving.access import Gate
 from serving.admission import Queue, Room
+from serving.bodies import Parsers
 from serving.config import ServingConfig
 from serving.dispatch import ask
 from serving.draining import InFlight
 from serving.faults import HttpError
 from serving.metrics import Metrics
+from serving.upload import Uploads
 
 logger = logging.getLogger("ray.serve")
 
@@ -44,7 +46,7 @@ class Service:
         self.config, self.models, self.jobs, self.gate = config, models, jobs, gate
         self.queues = {name: Queue(name, options.max_queued_cells) for name, options in config.models.items()}
         self.bodies = Room("bodies_at_once", config.limits.bodies_at_once)
-        self.uploads = Room("uploads_at_once", config.limits.uploads_at_once)
+        self.uploads, self.parsers = Uploads(config.limits), Parsers()
         self.metrics = Metrics(self.queues)
         self.flight = InFlight()
         self._name = uuid.uuid4().hex
@@ -85,7 +87,9 @@ class Service:
             **told,
             limits=LimitsInfo(
                 body_mb=limits.body_mb,
+                json_mb=limits.json_mb,
                 cells_per_request=limits.cells_per_request,
+                counts_per_request=limits.counts_per_request,
                 genes_per_cell=limits.genes_per_cell,
                 perturbation_tokens=limits.perturbation_tokens,
                 job_tokens=limits.job_tokens,

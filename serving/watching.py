@@ -68,5 +68,6 @@ class _Watch:
             seconds=round(seconds, 4),
             model=notes.get("model"),
             cells=notes.get("cells"),
+            client=scope["client"][0] if scope.get("client") else None,
         )
         self._service.gate.record(notes.get("caller"), asked)

@@ -42,6 +42,7 @@ def ray_session(s3_endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> I
 
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
     ray.init(
+        address="local",
         num_cpus=2,
         include_dashboard=False,
         log_to_driver=False,

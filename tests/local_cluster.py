@@ -66,6 +66,7 @@ class LocalCluster:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(20)
             self._kill(process)
+            process.wait()
 
     def _start(self, *options: str) -> None:
         log = (self._folder / f"node{len(self._processes)}.log").open("wb")
@@ -81,9 +82,9 @@ class LocalCluster:
         log.close()
 
     def _wait_for_jobs(self) -> None:
-        """Wait until the head takes jobs."""
+        """Wait until the head takes jobs: some seconds after it answers."""
         until = time.monotonic() + _START_S
-        while self.ray("job", "list", "--address", self.dashboard).returncode:
+        while self.ray("job", "submit", "--address", self.dashboard, "--", "true").returncode:
             assert time.monotonic() < until, (self._folder / "node0.log").read_text()
             assert self._processes[0].poll() is None, (self._folder / "node0.log").read_text()
 

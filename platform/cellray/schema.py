@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cellray import storage
 from cellray.errors import InputError
+from cellray.formats import FORMAT_VERSION, require_known_version
 
 MANIFEST = "manifest.json"
 VOCABULARY = "vocabulary.json"
@@ -287,18 +288,21 @@ class Manifest(Record):
             raise InputError(
                 uri, f"a {kind} holds {MANIFEST}", "no such file", "It is not there or not finished: run its job again."
             )
+        value = storage.read_json(path)
+        if isinstance(value, dict) and value.get("artefact") == kind:
+            known = cls.model_fields[FORMAT_VERSION].default
+            require_known_version(path, kind, value.get(FORMAT_VERSION), known, value.get("software"))
         try:
-            return cls.model_validate(storage.read_json(path))
+            return cls.model_validate(value)
         except ValidationError as error:
             first = error.errors()[0]
             if first["loc"] == ("artefact",) or first["type"] == "missing":
-                other = storage.read_json(path)
-                found = str(other.get("artefact", "something else") if isinstance(other, dict) else "something else")
+                found = str(value.get("artefact", "something else") if isinstance(value, dict) else "something else")
                 raise InputError(uri, f"it must be a {kind}", found, "Check the path.") from None
             where = ".".join(map(str, first["loc"]))
-            raise InputError(
-                path, f"it must be the manifest of a {kind}", f"{where}: {first['msg']}", "Check the path."
-            ) from None
+            newer = first["type"] == "extra_forbidden"
+            fix = "A newer cellray may have written it: upgrade." if newer else "Check the path."
+            raise InputError(path, f"it must be the manifest of a {kind}", f"{where}: {first['msg']}", fix) from None
 
 
 class CorpusManifest(Manifest):

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from cellray import storage
 from cellray.errors import InputError, listing
+from cellray.formats import require_known_version
 from cellray.safe_pickle import load_plain_dict
 
 PAD, MASK, CLS, EOS = "<pad>", "<mask>", "<cls>", "<eos>"
@@ -168,6 +169,8 @@ class GeneVocabulary:
             The file is missing, is no vocabulary, or was changed by hand.
         """
         value, untouched = _read(uri)
+        if isinstance(value, dict) and value.get("format") == _FORMAT:
+            require_known_version(uri, _FORMAT, value.get("version"), _VERSION)
         if not isinstance(value, dict) or value.get("format") != _FORMAT or value.get("version") != _VERSION:
             raise InputError(
                 uri,

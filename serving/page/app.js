@@ -354,7 +354,10 @@ $("file").onchange = () => {
   const options = new URLSearchParams({ matrix: $("matrix").value.trim() || "X" });
   if ($("gene-ids").value.trim()) options.set("gene_ids", $("gene-ids").value.trim());
   $("file").value = ""; // so that the same file can be chosen again
-  load(file.name, () => `v1/cells?${options}`, { method: "POST", file });
+  load(file.name, () => {
+    options.set("draw", model().limits.cells_per_request); // of larger files, so many cells
+    return `v1/cells?${options}`;
+  }, { method: "POST", file });
 };
 $("colour").onchange = showColours;
 for (const radio of document.querySelectorAll("[name=tool]")) radio.onchange = () => { map.tool = radio.value; };

@@ -30,7 +30,7 @@ def peak_of_workers() -> float:
 
 def main() -> None:
     """Measure both."""
-    ray.init(num_cpus=CPUS, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init("local", num_cpus=CPUS, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     ensure_ray()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -90,7 +90,7 @@ def main() -> None:
     vocabulary = synthetic_vocabulary()
     medians = vocabulary.median_of_token[2:]
     datasets.disable_progress_bars()
-    ray.init(num_cpus=CPUS, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init("local", num_cpus=CPUS, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     ensure_ray()
     with tempfile.TemporaryDirectory() as name, ProcessPoolExecutor(CPUS) as processes:
         folder = Path(name)

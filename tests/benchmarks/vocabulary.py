@@ -77,7 +77,7 @@ def peak_of_a_worker(path: Path) -> int:
 
 def main() -> None:
     """Measure both kinds of file, then the errors."""
-    ray.init(num_cpus=CPUS, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init("local", num_cpus=CPUS, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     ensure_ray()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

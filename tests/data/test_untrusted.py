@@ -102,6 +102,6 @@ def test_a_reader_gains_no_privileges_and_writes_no_long_file() -> None:
         status = Path("/proc/self/status").read_text().replace("\t", " ")
         return f"{'NoNewPrivs: 1' in status} {resource.getrlimit(resource.RLIMIT_FSIZE)[0]}".encode()
 
-    assert call_untrusted(look, 1, "file", memory_limit=1 << 30) == b"True 1073741824"
-    error = call_untrusted(lambda _: bytes(2 << 20), 1, "file", memory_limit=1 << 20)
+    assert call_untrusted(look, 1, "file", answer_limit=1 << 30) == b"True 1073741824"
+    error = call_untrusted(lambda _: bytes(2 << 20), 1, "file", answer_limit=1 << 20)
     assert isinstance(error, InputError)

@@ -42,6 +42,7 @@ def run(name: str, config_class: type[JobConfig], main: Callable[..., str], *arg
         "pretrain",
         "tune",
         "embed_cells",
+        "attention",
         "predict",
         "perturb",
         "perturbation_stats",

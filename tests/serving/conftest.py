@@ -83,6 +83,7 @@ def served(
     register(folder, model_in(folder / "cells", vocabulary, DISEASE, AGE))
     limits = {
         "body_mb": 2,
+        "body_s": 3,
         "cells_per_request": 64,
         "genes_per_cell": 200,
         "perturbation_tokens": 20_000,

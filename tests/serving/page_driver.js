@@ -130,8 +130,8 @@ async function errors(page) {
   await page.waitForSelector("#error:not([hidden])");
   seen.error = await text(page, "error");
   await page.setInputFiles("#file", given.many);
-  await page.waitForFunction(() => document.querySelector("#error").textContent.includes("fewer cells"));
-  seen.many = await text(page, "error");
+  await page.waitForFunction(() => document.querySelector("#about").textContent.includes("drawn at random"));
+  seen.many = await text(page, "about");
   await page.fill("#key", "secret-key");
   await page.press("#key", "Tab");
   await page.waitForResponse((answer) => answer.url().endsWith("/v1/models"));

@@ -11,7 +11,18 @@ from cellray.errors import InputError
 from serving.access import Asked, Caller
 from serving.audit import AuditLog, audit_entry
 
-ASKED = Asked("5b1e", "POST", "/v1/embeddings", 200, 0.12345, model="default", cells=64, tokens=9, more={"counts": 3})
+ASKED = Asked(
+    "5b1e",
+    "POST",
+    "/v1/embeddings",
+    200,
+    0.12345,
+    model="default",
+    cells=64,
+    tokens=9,
+    more={"counts": 3},
+    client="10.0.0.7",
+)
 
 
 def lines(path: Path) -> list[dict[str, object]]:
@@ -23,6 +34,7 @@ def test_a_line_says_who_asked_what_and_nothing_of_the_cells() -> None:
     assert audit_entry(Caller("ana"), ASKED, at) == {
         "time": "2026-03-01T12:00:00.005+00:00",
         "key": "ana",
+        "client": "10.0.0.7",
         "method": "POST",
         "path": "/v1/embeddings",
         "model": "default",

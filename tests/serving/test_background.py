@@ -28,7 +28,7 @@ def plan_of(cells: int, pieces: int) -> ScreenPlan:
     """Three tokens a cell, `pieces` pieces of two perturbations each."""
     notes = [CellNote(id=f"c{i}", genes_given=3, genes_mapped=3, tokens=3, truncated=False) for i in range(cells)]
     rows = TokenRows(np.arange(3 * cells, dtype=np.uint16), np.arange(cells + 1) * 3)
-    own = [Piece(cell, 2 * i, 2 * i + 2) for cell in range(cells) for i in range(pieces)]
+    own = [Piece(cell, 2 * i, 2 * i + 2, 2) for cell in range(cells) for i in range(pieces)]
     return ScreenPlan(STAMP, notes, ASK, [note.id for note in notes], rows, own, 2 * len(own), 6 * len(own))
 
 

@@ -152,6 +152,18 @@ def test_keys_come_and_go_without_a_restart(
         clock.now += 3
         assert gate.admit(header(second), "embed", ADDRESS).name == "second"
     assert "keys stay as they were" in caplog.text
+    path.write_text("# all revoked\n")
+    clock.now += 3
+    assert refusal(gate, header(second)).code == "invalid_key"
+
+
+def test_no_file_lets_nobody_in(path: Path, add: Callable[..., str]) -> None:
+    clock = Clock()
+    key = add("only", "embed")
+    gate = KeyGate(KeyFile(str(path), clock), 600, None)
+    path.unlink()
+    clock.now += 3
+    assert refusal(gate, header(key)).code == "invalid_key"
 
 
 def test_a_server_without_keys_does_not_start(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import socket
 import time
 from collections import Counter
+from urllib.parse import urlsplit
 
 import anndata
 import httpx2
@@ -71,7 +73,8 @@ def _csr(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         ({"json": {"cells": [{"id": "a", "genes": ["unheard", "of"], "counts": [1, 2]}]}}, 422, "invalid_request"),
         ({"json": ONE, "headers": {"content-type": "text/csv"}}, 415, "unsupported_media_type"),
         ({"json": ONE, "headers": {"accept": "image/png"}}, 406, "not_acceptable"),
-        ({"json": ONE, "headers": {"content-encoding": "br"}}, 422, "invalid_request"),
+        ({"json": ONE, "headers": {"content-encoding": "br"}}, 415, "unsupported_encoding"),
+        ({"json": ONE, "headers": {"accept": "application/json;q=0, image/png"}}, 406, "not_acceptable"),
         ({"content": b"no stream", "headers": BINARY}, 422, "invalid_request"),
         ({"content": b"no file", "headers": {"content-type": wire.H5AD}}, 422, "invalid_request"),
         ({"json": ONE, "params": {"model": "cells"}}, 422, "invalid_request"),
@@ -86,6 +89,7 @@ def test_unknown_places_have_bodies_too(served: Served) -> None:
     with served.client() as client:
         refused(client.get("/v1/nothing"), 404, "not_found")
         refused(client.get("/v1/embeddings"), 405, "method_not_allowed")
+        assert client.get("/v1/embeddings").headers["allow"] == "POST"
         refused(client.get("/v1/jobs/none"), 404, "not_found")
 
 
@@ -104,6 +108,28 @@ def test_models_and_health_are_told(served: Served) -> None:
         body = described["paths"][f"/v1/{place}"]["post"]["requestBody"]["content"]["application/json"]
         assert body["schema"]["$ref"].endswith(name)
         assert described["components"]["schemas"][name]["examples"]
+        given = {each["name"]: each for each in described["paths"][f"/v1/{place}"]["post"]["parameters"]}
+        assert {"model", "matrix", "gene_ids", "pooling", "layer"} <= set(given)
+        assert not {"cells", "genes"} & set(given)
+    assert described["paths"]["/healthz"]["get"]["security"] == []
+    assert "HTTPValidationError" not in json.dumps(described["paths"])
+
+
+def test_a_body_that_does_not_come_is_given_up(served: Served) -> None:
+    url = urlsplit(served.url)
+    head = f"POST /v1/embeddings HTTP/1.1\r\nHost: {url.netloc}\r\nContent-Length: 100\r\nConnection: close\r\n\r\n{{"
+    with socket.create_connection((url.hostname, url.port), timeout=30) as connection:
+        connection.sendall(head.encode())
+        answer = connection.makefile("rb").read().decode()
+    assert answer.startswith("HTTP/1.1 408")
+    assert "body_timeout" in answer
+
+
+def test_no_weight_is_no_wish(served: Served) -> None:
+    with served.client() as client:
+        accept = f"application/json, {wire.ARROW_STREAM};q=0"
+        answer = client.post("/v1/embeddings", json=ONE, headers={"accept": accept})
+    assert answer.headers["content-type"] == "application/json"
 
 
 def test_numbers_are_told(served: Served, cells: anndata.AnnData) -> None:

@@ -197,5 +197,5 @@ def test_long_questions_are_jobs_that_can_be_cancelled(used: dict[str, Any]) -> 
 def test_errors_are_told_in_words(used: dict[str, Any]) -> None:
     assert "the uploaded file" in used["error"].lower()
     assert "{" not in used["error"]
-    assert used["many"] == "This server takes fewer cells at once (cells_per_request: 64)."
+    assert used["many"].startswith("64 of the 65 cells of the file, drawn at random. 64 cells;")
     assert used["refused"] == "This server asks for an access key. Type it at the top right."

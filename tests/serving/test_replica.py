@@ -5,6 +5,7 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import anndata
 import numpy as np
@@ -22,6 +23,7 @@ from serving.answers import ModelChangedError, ScreenPlan, Tabled, TooMuchError
 from serving.batcher import ComputeError
 from serving.config import ModelOptions
 from serving.loaded import LoadedModel, first_layers
+from serving.perturbing import Screen
 from serving.ranking import strongest
 from serving.replica import ModelReplica
 from tests.conftest import GENES
@@ -62,6 +64,34 @@ def test_heads_of_genes_tell_of_each_gene_of_a_cell(
     assert found[["cell_id", "gene", "dosage"]].equals(wanted[["cell_id", "gene", "dosage"]])
     for column in wanted.columns[3:]:
         np.testing.assert_allclose(found[column], wanted[column], atol=2e-6)
+
+
+def test_a_model_that_is_replaced_while_it_plans_answers_all_the_same(
+    replica: ModelReplica, cells: anndata.AnnData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = PerturbationRequest.model_validate(json_cells(cells[:1].copy()))
+    wanted = asyncio.run(replica.perturb(table_of(cells[:1].copy()), request, 10**9, 10**9))
+    screens, plan = replica._screens, Screen.plan
+
+    def replaced(*arguments: Any) -> ScreenPlan:  # noqa: ANN401
+        monkeypatch.setattr(replica, "_screens", None)  # as a swap does
+        return plan(*arguments)
+
+    monkeypatch.setattr(Screen, "plan", replaced)
+    found = asyncio.run(replica.perturb(table_of(cells[:1].copy()), request, 10**9, 10**9))
+    assert isinstance(found, Tabled)
+    assert isinstance(wanted, Tabled)
+    assert found.table.equals(wanted.table)
+    monkeypatch.setattr(replica, "_screens", screens)
+
+
+def test_the_plan_counts_the_anchors_copies(replica: ModelReplica, cells: anndata.AnnData) -> None:
+    request = PerturbationRequest.model_validate(json_cells(cells[:2].copy()) | {"anchor": GENES[:1], "top": None})
+    plan = asyncio.run(replica.perturb(table_of(cells[:2].copy()), request, 0, 10**9))
+    assert isinstance(plan, ScreenPlan)
+    rows = sum(table.num_rows + skipped for table, skipped in replica._screens.require(plan).measure(plan))
+    assert rows <= plan.perturbations <= rows + 2 * len(plan.ids)
+    assert plan.perturbations == sum(piece.copies for piece in plan.pieces)
 
 
 def test_predictions_of_no_known_gene_are_an_empty_table(replica: ModelReplica) -> None:

@@ -218,7 +218,7 @@ def test_the_log_says_who_asked_what_and_nothing_of_cells(secured: Secured, cell
         7,
         200,
     )
-    assert set(done) == {"time", "key", "method", "path", "model", "cells", "status", "ms", "request_id"}
+    assert set(done) == {"time", "key", "client", "method", "path", "model", "cells", "status", "ms", "request_id"}
     assert (unknown["key"], unknown["status"]) == ("embed", 404)
     assert (stranger["key"], stranger["status"], stranger["cells"]) == (None, 401, None)
     text = secured.audit.read_text()

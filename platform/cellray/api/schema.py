@@ -257,8 +257,10 @@ class LimitsInfo(Message):
     """What a request may hold."""
 
     body_mb: float
+    json_mb: float | None = None
     cells_per_request: int
     genes_per_cell: int
+    counts_per_request: int | None = None
     perturbation_tokens: int = Field(description="tokens computed at once; more becomes a job")
     job_tokens: int = Field(description="most tokens of a job")
     request_timeout_s: float
@@ -304,7 +306,7 @@ class Limit(Message):
 class ErrorDetail(Message):
     """What went wrong."""
 
-    code: str = Field(description="one word to branch on, as too_many_cells, queue_full, invalid_request")
+    code: str = Field(description="one word to branch on, as limit_exceeded, queue_full, invalid_request")
     message: str = Field(description="which rule, what was found, what to do")
     limit: Limit | None = None
     retry_after_s: float | None = None
@@ -317,7 +319,7 @@ class ErrorBody(Message):
     model_config = _example(
         {
             "error": {
-                "code": "too_many_cells",
+                "code": "limit_exceeded",
                 "message": "a request may hold 512 cells; found 600. Send them in several requests.",
                 "limit": {"name": "cells_per_request", "value": 512},
                 "request_id": "5b1e",

@@ -143,7 +143,7 @@ class AsyncClient:
         async def ask(chunk: Chunk, told: Callable[[float], None]) -> Answered[NDArray[np.float32]]:
             answer = await self._post("/v1/embeddings", chunk, asked)
             _, embedding_nd, about = wire.unpack_embeddings(binary_body(answer))
-            return Answered(chunk, embedding_nd, about)
+            return Answered(chunk.start, chunk.start + len(chunk), embedding_nd, about)
 
         source = _source(adata, reading)
         answers = await self._ask(source, model, ask, reading, _MOST_CELLS, self._in_flight)
@@ -211,7 +211,7 @@ class AsyncClient:
                     self._transport, JobStatus.model_validate(parsed(answer), extra="ignore"), told
                 )
             table, about = wire.unpack_table(binary_body(answer))
-            return Answered(chunk, table, about)
+            return Answered(chunk.start, chunk.start + len(chunk), table, about)
 
         return ask
 
@@ -236,7 +236,7 @@ class AsyncClient:
                 meter.told(chunk.start, len(chunk))
                 return answer
 
-            return await ask_all(source.chunks(most_cells, most_bytes), ask_and_tell, in_flight)
+            return await ask_all(source.chunks(most_cells, most_bytes), source.rows, ask_and_tell, in_flight)
 
     async def _post(self, path: str, chunk: Chunk, asked: dict[str, Any]) -> Any:  # noqa: ANN401  # httpx2.Response
         body = wire.pack_cells(chunk.table, asked)

@@ -13,7 +13,8 @@ logger = logging.getLogger(__name__)
 
 ResultT = TypeVar("ResultT")
 
-_ROUNDS = 3
+_ROUNDS = 4
+_PAUSE_S = 10.0
 _NOT_BY_CELLS = frozenset(("genes_per_cell",))
 """Limits that fewer cells a request do not help."""
 _TOO_LARGE = 413
@@ -21,11 +22,11 @@ _TOO_LARGE = 413
 
 @dataclass(frozen=True)
 class Answered(Generic[ResultT]):
-    """The answer about a chunk.
+    """The answer about a chunk, which is not kept: counts of many cells would not fit.
 
     Attributes
     ----------
-    chunk
+    start, stop
         Its cells.
     result
         The table or array.
@@ -33,7 +34,8 @@ class Answered(Generic[ResultT]):
         All else that the server said: `model`, `notes` and so on.
     """
 
-    chunk: Chunk
+    start: int
+    stop: int
     result: ResultT
     about: dict[str, Any]
 
@@ -46,8 +48,19 @@ class Answered(Generic[ResultT]):
 Ask = Callable[[Chunk], Awaitable[Answered[ResultT]]]
 
 
-async def ask_all(chunks: Iterator[Chunk], ask: Ask[ResultT], in_flight: int) -> list[Answered[ResultT]]:
+async def ask_all(
+    chunks: Iterator[Chunk], read: Callable[[int, int], Chunk], ask: Ask[ResultT], in_flight: int
+) -> list[Answered[ResultT]]:
     """Ask about all chunks, by one version of the model; answers come in the order of the cells.
+
+    Parameters
+    ----------
+    chunks
+        All cells.
+    read
+        Returns the cells from a row to before another, again.
+    ask, in_flight
+        What to ask about a chunk, and of how many at a time.
 
     Raises
     ------
@@ -57,14 +70,16 @@ async def ask_all(chunks: Iterator[Chunk], ask: Ask[ResultT], in_flight: int) ->
         The model was replaced again and again.
     """
     answers = await _ask_each(chunks, ask, in_flight)
-    for _ in range(_ROUNDS):
+    for round_ in range(_ROUNDS):
         latest = answers[-1].digest if answers else ""
         old = [answer for answer in answers if answer.digest != latest]
         if not old:
-            return sorted(answers, key=lambda answer: answer.chunk.start)
+            return sorted(answers, key=lambda answer: answer.start)
         logger.warning("the model was replaced meanwhile; %d requests are sent again", len(old))
         kept = [answer for answer in answers if answer.digest == latest]
-        answers = kept + await _ask_each(iter([answer.chunk for answer in old]), ask, in_flight)
+        await asyncio.sleep(_PAUSE_S * round_)  # several replicas do not change at once
+        again = (read(answer.start, answer.stop) for answer in old)
+        answers = kept + await _ask_each(again, ask, in_flight)
     versions = ", ".join(sorted({answer.digest[:12] for answer in answers}))
     raise ModelChangedError(f"the model was replaced {_ROUNDS} times while cells were sent: {versions}. Ask again.")
 

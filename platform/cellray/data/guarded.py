@@ -65,7 +65,7 @@ def call_guarded(
 
     shared = ray.put(function)
     call = ray.remote(_call).options(max_retries=0, num_cpus=num_cpus)
-    window = _Window(at_once)
+    window = Window(at_once)
     waiting, losses = list(reversed(items)), {item: _Losses() for item in items}
     running: dict[Any, T] = {}
     try:
@@ -118,7 +118,7 @@ class _Losses:
         return _AGAIN
 
 
-class _Window:
+class Window:
     """How many calls may be under way: twice the cluster's CPUs, which may become more while it grows."""
 
     def __init__(self, at_once: int | None) -> None:

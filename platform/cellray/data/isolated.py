@@ -84,7 +84,7 @@ def call_isolated(
     from ray import cloudpickle
 
     call = cloudpickle.dumps((function, item, subject, memory_limit or _spare_memory()))
-    answer = ask_child(__name__, call, subject, time_limit_s, dict(os.environ))
+    answer = ask_child(__name__, call, subject, time_limit_s, dict(os.environ), times=", twice")
     if isinstance(answer, InputError):
         return answer
     # No door that was shut: a file that took over its reader would have done so in the worker, which reads it first.
@@ -97,7 +97,13 @@ def call_isolated(
 
 
 def ask_child(
-    module: str, call: bytes, subject: str, time_limit_s: float, environment: Mapping[str, str]
+    module: str,
+    call: bytes,
+    subject: str,
+    time_limit_s: float,
+    environment: Mapping[str, str],
+    answer_limit: int | None = None,
+    times: str = "",
 ) -> bytes | InputError:
     """Run a module as a child process; return what it answers after `STARTED`, or the error that its end amounts to.
 
@@ -113,6 +119,10 @@ def ask_child(
         Longest it may take. [s]
     environment
         Of the child; it finds modules where this process does.
+    answer_limit
+        Longest answer. [bytes]
+    times
+        What errors say of how often this was tried.
 
     Raises
     ------
@@ -133,16 +143,18 @@ def ask_child(
             )
         except subprocess.TimeoutExpired:
             rule = "a file must be readable in bounded time"
-            found = f"no end after {time_limit_s:,.0f} s, twice: it keeps its reader busy, or the storage is too slow"
+            found = f"no end after {time_limit_s:,.0f} s{times}: it keeps its reader busy, or the storage is too slow"
             return InputError(subject, rule, found, _SLOW)
         if child.returncode < 0:
-            return InputError(subject, CRASHED, f"its reader died of {_signal(-child.returncode)}, twice", FIX)
+            return InputError(subject, CRASHED, f"its reader died of {_signal(-child.returncode)}{times}", FIX)
+        if answer_limit is not None and out.seek(0, os.SEEK_END) > answer_limit:
+            return InputError(subject, CRASHED, f"its reader's answer is longer than {answer_limit:,} bytes", FIX)
         out.seek(0)
         if out.read(len(STARTED)) != STARTED:
             raise RuntimeError(_last_line(words))
         answer = out.read()
         if child.returncode > 0 or not answer:
-            found = f"its reader ended with status {child.returncode} and no answer, twice ({_last_line(words)[:200]})"
+            found = f"its reader ended with status {child.returncode} and no answer{times} ({_last_line(words)[:200]})"
             return InputError(subject, CRASHED, found, FIX)
         return answer
 

@@ -45,6 +45,7 @@ def call_untrusted(
     subject: str,
     time_limit_s: float = TIME_LIMIT_S,
     memory_limit: int = MEMORY_LIMIT,
+    answer_limit: int = MEMORY_LIMIT,
 ) -> bytes | InputError:
     """Call a function in a child process that the file it reads may take over.
 
@@ -59,7 +60,9 @@ def call_untrusted(
     time_limit_s
         Longest the call may take. [s]
     memory_limit
-        Most it may add to the child's memory, and longest answer. Only Linux keeps to it. [bytes]
+        Most it may add to the child's memory. Only Linux keeps to it. [bytes]
+    answer_limit
+        Longest answer. [bytes]
 
     Raises
     ------
@@ -69,8 +72,8 @@ def call_untrusted(
     from ray import cloudpickle
 
     kept = {name: value for name, value in os.environ.items() if name in _KEPT or name.startswith(_KEPT_KINDS)}
-    call = cloudpickle.dumps((function, item, subject, memory_limit))
-    answer = ask_child(__name__, call, subject, time_limit_s, kept)
+    call = cloudpickle.dumps((function, item, subject, memory_limit, answer_limit))
+    answer = ask_child(__name__, call, subject, time_limit_s, kept, answer_limit)
     if isinstance(answer, InputError):
         return answer
     kind, told = answer[:1], answer[1:]
@@ -109,17 +112,17 @@ def _shut_doors(most_bytes: int) -> None:
 def _child() -> None:
     """Answer one call."""
     out = begin_child()
-    function, item, subject, limit = pickle.load(sys.stdin.buffer)  # noqa: S301  # written by the parent
+    function, item, subject, memory_limit, answer_limit = pickle.load(sys.stdin.buffer)  # noqa: S301  # written by the parent
     out.write(STARTED)
     out.flush()
-    limit_memory(limit)
-    _shut_doors(limit)
+    limit_memory(memory_limit)
+    _shut_doors(answer_limit)
     try:
         kind, told = BYTES, function(item)
     except InputError as error:
         kind, told = REFUSED, _told(error.args)
     except Exception as error:
-        if is_environmental(error):
+        if is_environmental(error) and not isinstance(error, ImportError):  # a file may ask for a library, too
             kind, told = FAILED, _told([f"{type(error).__name__}: {error}"])
         else:
             kind, told = REFUSED, _told(unforeseen(error, subject).args)

@@ -18,10 +18,13 @@ from transformers.utils import logging as hf_logging
 
 from cellray import schema, storage
 from cellray.errors import InputError
+from cellray.formats import FORMAT_VERSION, require_known_version
 from cellray.model.heads import HeadSpec
 from cellray.vocabulary import PAD, GeneVocabulary, check_match
 
 CONFIG, WEIGHTS, PROVENANCE = "config.json", "model.safetensors", "provenance.json"
+_VERSION = 1
+"""Of `provenance.json`; one that tells no version is of the first."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,8 @@ class ModelDirectory:
 
     def _check(self) -> None:
         """Check weights and vocabulary against what the directory says of itself."""
+        uri, told = storage.join(self.uri, PROVENANCE), self.provenance.get(FORMAT_VERSION)
+        require_known_version(uri, "model directory", told, _VERSION, self.provenance.get("software"))
         recorded = self.provenance.get("weights_sha256")
         if recorded not in (None, self.digest):
             raise InputError(
@@ -200,7 +205,12 @@ def publish_model(
         write(local)
         (local / schema.VOCABULARY).write_bytes(vocabulary.to_json())
         digest = storage.sha256_file(str(local / WEIGHTS))
-        record = {**provenance, "vocabulary_digest": vocabulary.digest, "weights_sha256": digest}
+        record = {
+            **provenance,
+            FORMAT_VERSION: _VERSION,
+            "vocabulary_digest": vocabulary.digest,
+            "weights_sha256": digest,
+        }
         (local / PROVENANCE).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
         storage.publish_directory(local, uri, last=CONFIG)
     return digest

@@ -3,6 +3,7 @@
 They are given plain arrays and tables and know nothing of who made them.
 """
 
+from cellray.plots.attention import attention_heads_png, attention_matrix_png, attention_pairs_png
 from cellray.plots.cells import length_histogram_png, umap_png
 from cellray.plots.classes import confusion_png, support_png
 from cellray.plots.curves import calibration_png, precision_recall_png, roc_png
@@ -13,6 +14,9 @@ from cellray.plots.search import history_png, importance_png, pareto_png
 from cellray.plots.training import training_png
 
 __all__ = [
+    "attention_heads_png",
+    "attention_matrix_png",
+    "attention_pairs_png",
     "calibration_png",
     "confusion_png",
     "gene_effects_png",

@@ -20,6 +20,7 @@ from typing import Any
 
 from cellray import storage
 from cellray.errors import InputError
+from cellray.formats import FORMAT_VERSION, require_known_version
 from cellray.train.state import LOOP_STATE, State
 from cellray.train.turn import Turn
 
@@ -27,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 RECORD = "checkpoint.json"
 _PREFIX = "step-"
+_VERSION = 1
+"""Of a checkpoint's files; a record that tells none is of the first."""
 _UPLOADS, _LOCK = "cellray-checkpoint-", "lock"
 
 
@@ -106,7 +109,7 @@ class Checkpoints:
         with _new_folder(self._at(step)) as folder:
             state.write(folder)
             files = {path.name: _stamp(path) for path in sorted(folder.iterdir())}
-            record = {"step": step, "metrics": metrics, "files": files}
+            record = {FORMAT_VERSION: _VERSION, "step": step, "metrics": metrics, "files": files}
             (folder / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
         size = sum(stamp["size"] for stamp in files.values())
         seconds = time.perf_counter() - began
@@ -249,7 +252,7 @@ def _stamp(path: Path) -> dict[str, Any]:
 
 
 def _examine(folder: Path) -> tuple[str | None, dict[str, Any]]:
-    """Return what is wrong with a checkpoint, or None, and its record."""
+    """Return what is wrong with a checkpoint, or None, and its record; one of a newer version is not passed over."""
     try:
         record = json.loads((folder / RECORD).read_text())
         for name, stamp in record["files"].items():
@@ -259,6 +262,7 @@ def _examine(folder: Path) -> tuple[str | None, dict[str, Any]]:
                 return f"{name} has other content", record
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return " ".join(str(error).split())[:200], {}
+    require_known_version(str(folder / RECORD), "checkpoint", record.get(FORMAT_VERSION), _VERSION)
     return None, record
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
+from cellray.data.guarded import Window
 from cellray.data.isolated import CRASHED, FIX, call_isolated, is_environmental
 from cellray.errors import InputError
 
@@ -74,12 +75,12 @@ def map_units(job: Job, units: Sequence[U], at_once: int | None = None) -> Itera
     call = ray.remote(_call).options(
         num_returns=2, max_retries=1
     )  # without retries a result lost with its node would be gone
-    window = at_once or max(4, 2 * int(ray.cluster_resources().get("CPU", 1)))
+    window = Window(at_once)
     waiting, losses = list(reversed(units)), Counter[U]()
     running: dict[Reference, tuple[U, Reference]] = {}
     try:
         while waiting or running:
-            while waiting and len(running) < window:
+            while waiting and len(running) < window.size():
                 unit = waiting.pop()
                 summary, result = call.remote(job.function, *job.arguments(unit))
                 running[summary] = unit, result

@@ -72,7 +72,12 @@ class StudyPlace:
         logging.getLogger("optuna").setLevel(logging.WARNING)
         waits = {"connect_args": {"timeout": _LOCK_S}} if self.url.startswith("sqlite") else {}
         try:
-            return RDBStorage(self.url, engine_kwargs=waits)
+            try:
+                return RDBStorage(self.url, engine_kwargs=waits)
+            except Exception as error:
+                if "already exists" not in str(error):
+                    raise
+                return RDBStorage(self.url, engine_kwargs=waits)  # another process made the tables at the same time
         except Exception as error:  # each database has errors of its own
             found = mask_text(" ".join(str(error).split()))[:300].replace(self.url, mask_text(self.url))
             fix = "Check the URL (as postgresql://user:password@host/name) and that the database's driver is installed."

@@ -1,0 +1,133 @@
+"""The tables of attention weights over all cells, written from sums, and finished results, opened for reading."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from cellray import storage
+from cellray.attention_schema import HEAD_TABLE, PAIR_TABLE, AttentionManifest, head_schema, pair_schema
+from cellray.data.corpora.corpus import read_rows
+from cellray.infer.attention_sums import MEASURES, HeadSums, PairSums
+from cellray.schema import PartRecord
+
+
+@dataclass(frozen=True)
+class Axes:
+    """What the axes of the sums are called: groups (None: cells without one), layers, heads, genes."""
+
+    groups: Sequence[str | None]
+    layers: Sequence[int]
+    heads: Sequence[int]
+    genes: Sequence[str]
+
+    def place(self, group: int, layer: int, head: int, rows: int) -> list[pa.Array]:
+        """Return the columns that say where rows belong."""
+        layers, heads = self.layers[layer], self.heads[head]
+        return [
+            pa.array([self.groups[group]] * rows, pa.string()),
+            *(pa.array(np.full(rows, number, np.int16)) for number in (layers, heads)),
+        ]
+
+
+def write_pairs(output: str, sums: PairSums, axes: Axes) -> PartRecord:
+    """Write the table of pairs: by group, layer, head, query and key, those that some cell has."""
+    return _write(output, PAIR_TABLE, pair_schema(), _pair_tables(sums, axes))
+
+
+def _pair_tables(sums: PairSums, axes: Axes) -> Iterator[pa.Table]:
+    """Yield the pairs of one group and layer after the other."""
+    genes = pa.array(axes.genes, pa.string())
+    for group in range(len(axes.groups)):
+        query, key = np.nonzero(sums.cells_sgg[group])
+        cells, names = sums.cells_sgg[group, query, key], [genes.take(pa.array(side)) for side in (query, key)]
+        for layer in range(len(axes.layers)) if len(query) else ():
+            tables = []
+            for head in range(len(axes.heads)):
+                total, most = (x[group, layer, head, query, key] for x in (sums.sum_slhgg, sums.max_slhgg))
+                numbers = [pa.array(x) for x in (cells, total, total / cells, most)]
+                place = axes.place(group, layer, head, len(query))
+                tables.append(pa.table([*place, *names, *numbers], schema=pair_schema()))
+            yield pa.concat_tables(tables)
+
+
+def write_heads(output: str, sums: HeadSums, axes: Axes) -> PartRecord:
+    """Write the table of heads: by group, layer and head."""
+    whole = pa.concat_tables(_head_tables(sums, axes))
+    return _write(output, HEAD_TABLE, head_schema(), iter([whole]))
+
+
+def _head_tables(sums: HeadSums, axes: Axes) -> Iterator[pa.Table]:
+    for group in np.flatnonzero(sums.cells_s).tolist():
+        cells = int(sums.cells_s[group])
+        for layer in range(len(axes.layers)):
+            for head in range(len(axes.heads)):
+                mean_m: NDArray[np.float64] = sums.sum_slhm[group, layer, head] / cells
+                ranks = pa.FixedSizeListArray.from_arrays(pa.array(mean_m[MEASURES:]), len(mean_m) - MEASURES)
+                numbers = [pa.array([float(value)]) for value in mean_m[:MEASURES]]
+                columns = [*axes.place(group, layer, head, 1), pa.array([cells]), *numbers, ranks]
+                yield pa.table(columns, schema=head_schema())
+
+
+def _write(output: str, name: str, schema: pa.Schema, tables: Iterator[pa.Table]) -> PartRecord:
+    """Write a table piece by piece, whole or not at all."""
+    rows = 0
+    with storage.atomic_file(storage.join(output, name)) as path:
+        with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
+            for table in tables:
+                writer.write_table(table, row_group_size=max(1, table.num_rows))
+                rows += table.num_rows
+        digest = storage.sha256_file(str(path))
+    return PartRecord(path=name, rows=rows, sha256=digest, source=0, start=0, stop=rows)
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Finished attention weights, opened for reading.
+
+    Attributes
+    ----------
+    uri
+        Their directory.
+    manifest
+        What they were made from.
+    """
+
+    uri: str
+    manifest: AttentionManifest
+
+    @classmethod
+    def open(cls, uri: str) -> Self:
+        """Open the attention weights at a URI.
+
+        Raises
+        ------
+        InputError
+            There are no finished ones.
+        """
+        uri = storage.absolute(uri)
+        return cls(uri, AttentionManifest.load(uri))
+
+    def weights(self) -> Iterator[pa.Table]:
+        """Yield the largest weights, part by part; see `cellray.attention_schema.weight_schema`."""
+        for part in self.manifest.parts:
+            if part.rows:
+                yield read_rows(part.uri_in(self.uri), 0, part.rows)
+
+    def pairs(self) -> pd.DataFrame:
+        """Return the table of pairs; see `cellray.attention_schema.pair_schema`."""
+        return self._table(PAIR_TABLE)
+
+    def heads(self) -> pd.DataFrame:
+        """Return the table of heads; see `cellray.attention_schema.head_schema`."""
+        return self._table(HEAD_TABLE)
+
+    def _table(self, name: str) -> pd.DataFrame:
+        (record,) = (table for table in self.manifest.tables if table.path == name)
+        frame: pd.DataFrame = read_rows(record.uri_in(self.uri), 0, record.rows).to_pandas()
+        return frame
