@@ -19,7 +19,7 @@ from tests.serving.conftest import Served, free_port, small_vocabulary
 OTHERS = """
 import ray, sys, time
 from ray import serve
-ray.init(num_cpus=1)
+ray.init(address="local", num_cpus=1)
 serve.start(http_options={"host": "127.0.0.1", "port": int(sys.argv[1])})
 
 @serve.deployment(ray_actor_options={"num_cpus": 0})
