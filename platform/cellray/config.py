@@ -41,7 +41,9 @@ API_KEY = "CELLRAY_API_KEY"
 """Environment variable: the key that `cellray.client` sends."""
 API_KEYS = "CELLRAY_API_KEYS"
 """Environment variable of a server: its keys, hashed, as the text of a file of keys."""
-SWITCHES = {TRACEBACK, WORKER_LOGS, MODEL_CACHE, API_KEY, API_KEYS}
+OFFICIAL_FILES = "CELLRAY_GENEFORMER"
+"""Environment variable: a folder of released models and dictionaries, for `cellray.compat`."""
+SWITCHES = {TRACEBACK, WORKER_LOGS, MODEL_CACHE, API_KEY, API_KEYS, OFFICIAL_FILES}
 
 
 class JobConfig(BaseModel):

@@ -1,10 +1,12 @@
 """Reads pickles of plain tables without running anything they name.
 
 Geneformer's dictionaries are pickles whose values are numpy scalars. This loader admits dict, list, tuple, str, int,
-float, bool, None and numeric numpy scalars, and refuses every other name a pickle asks for.
+float, bool, None and numeric numpy scalars (where asked for, also nested dicts with defaults), and refuses every other
+name a pickle asks for.
 """
 
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +42,30 @@ def _scalar(dtype: _Dtype, data: bytes) -> int | float | bool:
     return value
 
 
+def _empty_dict(*_: object) -> dict[Any, Any]:
+    """Stand in for `collections.defaultdict`: a plain dict, whatever its factory."""
+    return {}
+
+
 class _PlainUnpickler(pickle.Unpickler):
+    names: Mapping[tuple[str, str], Any] = {
+        **dict.fromkeys(_DTYPE_NAMES, _Dtype),
+        **dict.fromkeys(_SCALAR_NAMES, _scalar),
+    }
+
     def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401
-        """Resolve the two names numpy scalars need; refuse all others."""
-        if (module, name) in _DTYPE_NAMES:
-            return _Dtype
-        if (module, name) in _SCALAR_NAMES:
-            return _scalar
+        """Resolve the names numpy scalars need; refuse all others."""
+        if (module, name) in self.names:
+            return self.names[module, name]
         raise pickle.UnpicklingError(f"the name {module}.{name}")
+
+
+class _NestedUnpickler(_PlainUnpickler):
+    names: Mapping[tuple[str, str], Any] = {
+        **_PlainUnpickler.names,
+        ("collections", "defaultdict"): _empty_dict,
+        ("builtins", "list"): list,
+    }
 
 
 def load_plain_dict(path: Path) -> dict[str, str | int | float]:
@@ -59,11 +77,37 @@ def load_plain_dict(path: Path) -> dict[str, str | int | float]:
         The file is missing, too large, no pickle, no such dict, or asks for anything but plain values.
     """
     fix = "Use the dictionaries released with Geneformer."
+    value = _load(path, _PlainUnpickler, _MAX_BYTES, fix)
+    if not isinstance(value, dict):
+        raise InputError(str(path), "the pickle must hold a dict", type(value).__name__, fix)
+    for key, item in value.items():
+        if not isinstance(key, str) or not isinstance(item, str | int | float):
+            raise InputError(str(path), "the dict must map strings to strings or numbers", f"{key!r}: {item!r}", fix)
+    return value
+
+
+def load_nested_dict(path: Path, most_bytes: int = 4 << 30) -> dict[Any, Any]:
+    """Read a pickled dict of dicts, lists, tuples, text and numbers, as official files of raw shifts are.
+
+    Raises
+    ------
+    InputError
+        The file is missing, too large, no pickle, no dict, or asks for anything but plain values.
+    """
+    fix = "Use a file of raw shifts that holds numbers alone."
+    value = _load(path, _NestedUnpickler, most_bytes, fix)
+    if not isinstance(value, dict):
+        raise InputError(str(path), "the pickle must hold a dict", type(value).__name__, fix)
+    return value
+
+
+def _load(path: Path, unpickler: type[_PlainUnpickler], most_bytes: int, fix: str) -> Any:  # noqa: ANN401
+    """Unpickle a file with an unpickler of ours; whatever goes wrong is the file's fault."""
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise InputError(str(path), f"a dictionary has at most {_MAX_BYTES} bytes", f"{path.stat().st_size}", fix)
+        if path.stat().st_size > most_bytes:
+            raise InputError(str(path), f"a dictionary has at most {most_bytes} bytes", f"{path.stat().st_size}", fix)
         with path.open("rb") as file:
-            value = _PlainUnpickler(file).load()
+            return unpickler(file).load()
     except FileNotFoundError:
         raise InputError(str(path), "the file must exist", "no such file", "Check the path.") from None
     except (pickle.UnpicklingError, EOFError, MemoryError) as error:
@@ -76,9 +120,3 @@ def load_plain_dict(path: Path) -> dict[str, str | int | float]:
         raise InputError(
             str(path), "the file must be an intact pickle", f"{type(error).__name__}: {error}", fix
         ) from None
-    if not isinstance(value, dict):
-        raise InputError(str(path), "the pickle must hold a dict", type(value).__name__, fix)
-    for key, item in value.items():
-        if not isinstance(key, str) or not isinstance(item, str | int | float):
-            raise InputError(str(path), "the dict must map strings to strings or numbers", f"{key!r}: {item!r}", fix)
-    return value

@@ -246,17 +246,48 @@ def import_official(directory: Path, input_size: int | None = None) -> GeneVocab
     InputError
         A dictionary is missing, stands there twice, or holds more than plain values.
     """
-    tokens = _numbers(_only(directory, "token_dictionary*.pkl"), int)
-    medians = _numbers(_only(directory, "gene_median_dictionary*.pkl"), float)
-    special = {name: token for name, token in tokens.items() if name.startswith("<")}
-    genes = {gene: token for gene, token in sorted(tokens.items(), key=lambda item: item[1]) if gene not in special}
+    return read_official(
+        _only(directory, "token_dictionary*.pkl"),
+        _only(directory, "gene_median_dictionary*.pkl"),
+        _optional(directory, "gene_name_id_dict*.pkl"),
+        _optional(directory, "ensembl_mapping_dict*.pkl"),
+        input_size,
+    )
+
+
+def read_official(
+    tokens: Path,
+    medians: Path | None = None,
+    names: Path | None = None,
+    mapping: Path | None = None,
+    input_size: int | None = None,
+) -> GeneVocabulary:
+    """Read released dictionaries by the names of their files; see `import_official`.
+
+    Parameters
+    ----------
+    tokens
+        Gene to token id, with the special tokens.
+    medians
+        Gene to nonzero median; None: tokens can be read by the vocabulary, cells cannot be encoded.
+    names, mapping
+        Symbol to gene, and earlier gene id to the current one.
+
+    Raises
+    ------
+    InputError
+        A file is missing or holds more than plain values.
+    """
+    token_of, median_of = _numbers(tokens, int), {} if medians is None else _numbers(medians, float)
+    special = {name: token for name, token in token_of.items() if name.startswith("<")}
+    genes = {gene: token for gene, token in sorted(token_of.items(), key=lambda item: item[1]) if gene not in special}
     return GeneVocabulary(
         special_tokens=special,
         genes=genes,
-        medians={gene: medians[gene] for gene in genes if gene in medians},
+        medians={gene: median_of[gene] for gene in genes if gene in median_of},
         input_size=input_size or INPUT_SIZE["v2" if CLS in special else "v1"],
-        symbols=_strings(directory, "gene_name_id_dict*.pkl"),
-        retired_ids={old: new for old, new in _strings(directory, "ensembl_mapping_dict*.pkl").items() if old != new},
+        symbols=_strings(names),
+        retired_ids={old: new for old, new in _strings(mapping).items() if old != new},
     )
 
 
@@ -282,11 +313,14 @@ def _numbers(path: Path, kind: type[Any]) -> dict[str, Any]:
     return {key: kind(value) for key, value in table.items()}
 
 
-def _strings(directory: Path, pattern: str) -> dict[str, str]:
+def _optional(directory: Path, pattern: str) -> Path | None:
+    """Return the one file of a directory that matches a pattern, if there is any."""
+    return _only(directory, pattern) if list(directory.glob(pattern)) else None
+
+
+def _strings(path: Path | None) -> dict[str, str]:
     """Read an optional dictionary whose values are strings."""
-    if not list(directory.glob(pattern)):
-        return {}
-    return {key: str(value) for key, value in sorted(load_plain_dict(_only(directory, pattern)).items())}
+    return {} if path is None else {key: str(value) for key, value in sorted(load_plain_dict(path).items())}
 
 
 def _read(uri: str) -> tuple[Any, bool]:

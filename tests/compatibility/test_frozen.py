@@ -19,6 +19,7 @@ from cellray.infer.perturbation_stats import read_table
 from cellray.infer.predictions import Predictions
 from cellray.infer.results import Embeddings
 from cellray.infer.shift_tables import ShiftTable
+from cellray.infer.tables import TableManifest, read_made_table
 from cellray.model.annotator_directory import load_annotator
 from cellray.model.checkpoint import ModelDirectory
 from cellray.model.encoder import load_encoder
@@ -52,6 +53,7 @@ READERS: dict[str, Callable[[str], Any]] = {
     "statistics": StatisticsManifest.load,
     "prefiltered": PrefilterManifest.load,
     "prefiltered.estimates": EstimateManifest.load,
+    "contexts": TableManifest.load,
     "attention": lambda uri: Attention.open(uri).manifest,
     "quality": lambda uri: QualityTable.open(uri).manifest,
 }
@@ -124,6 +126,12 @@ def test_a_screen_and_its_statistics() -> None:
     table = read_table(str(V1 / "statistics"))
     assert (table["Ensembl_ID"][0], table["N_Detections"][0]) == (GENES[1], 2)
     assert table["Shift_to_goal_end"][0] == pytest.approx(0.0572784, abs=1e-6)
+
+
+def test_a_table_of_contexts() -> None:
+    table = read_made_table(str(V1 / "contexts"))
+    assert set(table["Ensembl_ID"]) <= set(GENES)
+    assert len(table) == TableManifest.load(str(V1 / "contexts")).rows
 
 
 def test_attention_weights() -> None:

@@ -23,6 +23,7 @@ from cellray.data.quality.plan import QualityConfig, describe_source
 from cellray.data.quality.run import quality_control
 from cellray.infer.attention import AttentionConfig, attention
 from cellray.infer.embed import EmbedConfig, embed_cells
+from cellray.infer.gene_contexts import GeneContextConfig, gene_contexts
 from cellray.infer.perturbation_stats import PerturbationStatsConfig, perturbation_stats
 from cellray.infer.predict import PredictConfig, predict_cells
 from cellray.infer.screen import ScreenConfig, screen
@@ -56,6 +57,11 @@ def write_examples(folder: Path) -> None:
     write_models(folder, vocabulary)
     shared = {"corpus": at("corpus"), "model": at("model"), "actors": 0}
     embed_cells(EmbedConfig(output=at("embeddings"), **shared))
+    embed_cells(EmbedConfig(output=at("gene_embeddings"), pooling="gene", **shared))
+    gene_contexts(
+        GeneContextConfig(embeddings=at("gene_embeddings"), context="state", output=at("contexts"), min_cells=2)
+    )
+    shutil.rmtree(folder / "gene_embeddings")
     predict_cells(PredictConfig(output=at("predictions"), **shared | {"model": at("annotator")}))
     states = {"state_column": "state", "start": "sick", "goal": "well"}
     screen(ScreenConfig(output=at("shifts"), genes=tuple(GENES[:4]), effects=True, **states, **shared))

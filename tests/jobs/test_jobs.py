@@ -46,6 +46,8 @@ def run(name: str, config_class: type[JobConfig], main: Callable[..., str], *arg
         "predict",
         "perturb",
         "perturbation_stats",
+        "score_integration",
+        "gene_contexts",
         "finetune",
         "demo",
     ],

@@ -23,8 +23,8 @@ from tests.data.corpora import tokenized
 from tests.infer.test_screen import bits
 from tests.infer.tiny import model_in, rows_in
 
-CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
-RECIPES = sorted(path.stem for path in CONFIGS.glob("screen_*.toml"))
+CONFIGS = Path(__file__).parents[2] / "jobs" / "configs" / "tasks"
+RECIPES = sorted(path.stem for path in CONFIGS.glob("*.toml") if "# python -m jobs.perturb " in path.read_text())
 GATA4, TBX5 = "ENSG00000136574", "ENSG00000089225"
 NAMED = [GATA4, TBX5, "ENSG00000204531", "ENSG00000181449", "ENSG00000136826", "ENSG00000136997"]
 OWN = [*NAMED, *GENES[6:24]]
@@ -72,7 +72,7 @@ def run_commands(recipe: str, place: Path, *more: str, name: str = "") -> tuple[
             if words[words.index("--output") + 1] != "SHIFTS":
                 tables.append(place / f"{recipe}{name}.{len(tables)}")
                 words[words.index("--output") + 1] = str(tables[-1])
-            argv = [str(filled.get(word, word)).replace("jobs/configs", str(CONFIGS)) for word in words]
+            argv = [str(filled.get(word, word)).replace("jobs/configs/tasks", str(CONFIGS)) for word in words]
             assert main(parse_config(config, [*argv, *options], f"python -m jobs.{job}"))
 
     run("perturb", ScreenConfig, perturb.main, *more)
@@ -86,14 +86,15 @@ def shifts(made: Path) -> pd.DataFrame:
 
 
 def test_there_is_a_recipe_for_every_question() -> None:
-    names = "cooperativity differentiation disease_to_healthy gene_impact reprogramming tf_targets"
-    assert [recipe.removeprefix("screen_") for recipe in RECIPES] == names.split()
-    docs = (CONFIGS.parents[1] / "docs" / "perturbation.md").read_text()
+    tuned = ["finetuned_disease_drivers", "finetuned_treatment"]
+    names = "cell_state_impact cooperativity differentiation factor_targets reprogramming"
+    assert [*tuned, *(f"zeroshot_{name}" for name in names.split())] == RECIPES
+    docs = (CONFIGS.parents[2] / "docs" / "perturbation.md").read_text()
     assert all(f"{recipe}.toml" in docs for recipe in RECIPES)
 
 
 def test_the_impact_of_each_gene(place: Path) -> None:
-    made, (table,) = run_commands("screen_gene_impact", place, "--actors", "0")
+    made, (table,) = run_commands("zeroshot_cell_state_impact", place, "--actors", "0")
     rows, found = shifts(made), read_table(str(table)).set_index("Ensembl_ID")
     assert (rows["cell_id"].nunique(), len(rows)) == (CELLS, rows["cell_genes"].groupby(rows["cell_id"]).first().sum())
     detections = rows.groupby("genes").size()
@@ -103,14 +104,18 @@ def test_the_impact_of_each_gene(place: Path) -> None:
     assert means[found.index[impact]].max() <= means[found.index[~impact]].min() + 1e-6  # far from 1 = impact
 
 
-def test_from_disease_to_health_with_a_classifier(place: Path) -> None:
-    made, (goal, changes) = run_commands("screen_disease_to_healthy", place, "--actors", "0")
+@pytest.mark.parametrize(
+    ("recipe", "start", "end"),
+    [("finetuned_treatment", "sick", "healthy"), ("finetuned_disease_drivers", "healthy", "sick")],
+)
+def test_between_disease_and_health_with_a_classifier(place: Path, recipe: str, start: str, end: str) -> None:
+    made, (goal, changes) = run_commands(recipe, place, "--actors", "0")
     rows = shifts(made)
-    assert set(rows["disease"]) == {"sick"}
+    assert set(rows["disease"]) == {start}
     assert np.allclose(rows["change:disease.probability.sick"], -rows["change:disease.probability.healthy"], atol=1e-6)
     for path, column, measure in (
-        (goal, "Shift_to_goal_end", "shift:healthy"),
-        (changes, None, "change:disease.probability.healthy"),
+        (goal, "Shift_to_goal_end", f"shift:{end}"),
+        (changes, None, f"change:disease.probability.{end}"),
     ):
         found = read_table(str(path)).set_index("Ensembl_ID")
         own = found[column or next(name for name in found.columns if name.endswith("_mean"))].astype(float)
@@ -119,13 +124,13 @@ def test_from_disease_to_health_with_a_classifier(place: Path) -> None:
 
 @pytest.mark.usefixtures("ray_session")
 def test_the_same_on_ray(place: Path) -> None:
-    here, _ = run_commands("screen_disease_to_healthy", place, "--actors", "0", "--threads", "1", name=".again")
-    there, _ = run_commands("screen_disease_to_healthy", place, "--threads", "1", name=".ray")
+    here, _ = run_commands("finetuned_treatment", place, "--actors", "0", "--threads", "1", name=".again")
+    there, _ = run_commands("finetuned_treatment", place, "--threads", "1", name=".ray")
     assert bits(shifts(here)) == bits(shifts(there))
 
 
 def test_reprogramming(place: Path) -> None:
-    made, (table,) = run_commands("screen_reprogramming", place, "--actors", "0")
+    made, (table,) = run_commands("zeroshot_reprogramming", place, "--actors", "0")
     rows = shifts(made)
     assert set(rows["cell_type"]) == {"fibroblast"}
     assert set(rows["genes"]) == {"|".join(NAMED[2:])}
@@ -136,7 +141,7 @@ def test_reprogramming(place: Path) -> None:
 
 
 def test_differentiation(place: Path) -> None:
-    made, (table,) = run_commands("screen_differentiation", place, "--actors", "0")
+    made, (table,) = run_commands("zeroshot_differentiation", place, "--actors", "0")
     rows, found = shifts(made), read_table(str(table)).set_index("Ensembl_ID")
     assert set(rows["cell_type"]) == {"progenitor"}
     for column, measure in (("Shift_to_goal_end", "cardiomyocyte"), ("Shift_to_alt_end_fibroblast", "fibroblast")):
@@ -145,7 +150,7 @@ def test_differentiation(place: Path) -> None:
 
 
 def test_targets_of_a_transcription_factor(place: Path) -> None:
-    made, (table,) = run_commands("screen_tf_targets", place, "--actors", "0")
+    made, (table,) = run_commands("zeroshot_factor_targets", place, "--actors", "0")
     manifest = ShiftTable.open(str(made)).manifest
     rows, effects = shifts(made), rows_in(made, manifest.effect_parts)
     assert manifest.lacking is not None
@@ -159,7 +164,7 @@ def test_targets_of_a_transcription_factor(place: Path) -> None:
 
 
 def test_cooperativity_of_two_factors(place: Path) -> None:
-    made, (table,) = run_commands("screen_cooperativity", place, "--actors", "0")
+    made, (table,) = run_commands("zeroshot_cooperativity", place, "--actors", "0")
     rows, found = shifts(made), read_table(str(table))
     assert set(rows["genes"]) == {GATA4, TBX5, f"{GATA4}|{TBX5}"}
     wide = rows.pivot_table(index="cell_id", columns="genes", values="similarity").dropna()  # cells with both genes

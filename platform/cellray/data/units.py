@@ -62,14 +62,18 @@ def run_units(stage: str, output: str, units: Sequence[Unit], worker: Worker, at
     worker
         Does one unit; travels once to each process.
     at_once
-        Most units under way, default: what the cluster has CPUs for.
+        Most units under way, default: what the cluster has CPUs for; 0: the work is done in this process, without Ray.
     """
+
+    def here(todo: Sequence[Unit]) -> Iterable[tuple[Unit, PartRecord | InputError]]:
+        for unit in todo:
+            yield unit, make_part(unit, worker, output)
 
     def do(todo: Sequence[Unit]) -> Iterable[tuple[Unit, PartRecord | InputError]]:
         make = partial(_make, worker=worker, output=output)
         return call_guarded(make, todo, subject=lambda unit: unit.uri, at_once=at_once)
 
-    return _run(stage, output, units, do)
+    return _run(stage, output, units, here if at_once == 0 else do)
 
 
 def _make(unit: Unit, worker: Worker, output: str) -> PartRecord:

@@ -5,9 +5,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.csv as pa_csv
-import pyarrow.parquet as pq
 from pydantic import Field, model_validator
 
 from cellray import schema, storage
@@ -17,7 +14,8 @@ from cellray.data.publishing import finished, publish_manifest
 from cellray.data.session import plain_errors
 from cellray.errors import InputError
 from cellray.infer.shift_tables import ShiftTable, cell_rows
-from cellray.schema import CorpusManifest, Parent, PartRecord
+from cellray.infer.tables import TABLE, read_made_table, write_frame, write_stream
+from cellray.schema import CorpusManifest, Parent
 from cellray.shift_schema import BEFORE_PREFIX, CHANGE_PREFIX, SHIFT_PREFIX, StatisticsManifest
 from cellray.statistics.aggregates import CELL, aggregate_data, aggregate_gene_shifts, value_name
 from cellray.statistics.goal_state import goal_state_shift
@@ -30,8 +28,8 @@ from cellray.vocabulary import GeneVocabulary
 
 Mode = Literal["goal_state_shift", "vs_null", "mixture_model", "aggregate_data", "aggregate_gene_shifts"]
 
-TABLE, CELLS = "table", "cells"
-"""Names of the gene table and, of `aggregate_data`, of the values of single cells."""
+CELLS = "cells"
+"""Name of the table of single cells' values, which `aggregate_data` writes beside the gene table."""
 
 
 class PerturbationStatsConfig(JobConfig):
@@ -186,9 +184,9 @@ def perturbation_stats(config: PerturbationStatsConfig) -> StatisticsManifest:
         return done
     screens = Screens(test, null, config.donor, config.pairs, _gene(config.anchor, names))
     found = MODES[config.mode](screens, config.options())
-    written = _write_frame(output, TABLE, named(found.table, names))
+    written = write_frame(output, TABLE, named(found.table, names))
     if config.mode == "aggregate_data":
-        written += _write_stream(output, CELLS, _cells(test, config, names, set(found.table["Ensembl_ID"])))
+        written += write_stream(output, CELLS, _cells(test, config, names, set(found.table["Ensembl_ID"])))
     manifest = StatisticsManifest(
         request=request,
         parts=tuple(record for record in written if record.path.endswith(".parquet")),
@@ -276,38 +274,6 @@ def _cells(
         yield frame[genes.isin(kept) & frame[value_name(config.measure)].notna()]
 
 
-def _write_frame(output: str, name: str, table: pd.DataFrame) -> list[PartRecord]:
-    return _write_stream(output, name, iter([table]))
-
-
-def _write_stream(output: str, name: str, tables: Iterator[pd.DataFrame]) -> list[PartRecord]:
-    """Write tables of equal columns one after the other, as parquet and as CSV."""
-    paths = [f"{name}.parquet", f"{name}.csv"]
-    with (
-        storage.atomic_file(storage.join(output, paths[0])) as parquet,
-        storage.atomic_file(storage.join(output, paths[1])) as csv,
-    ):
-        writers: list[Any] = []
-        rows = 0
-        for frame in tables:
-            table = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata()
-            if not writers:
-                writers = [
-                    pq.ParquetWriter(parquet, table.schema, compression="zstd"),
-                    pa_csv.CSVWriter(csv, table.schema),
-                ]
-            for writer in writers:
-                writer.write_table(table)
-            rows += table.num_rows
-        for writer in writers:
-            writer.close()
-        digests = [storage.sha256_file(str(path)) for path in (parquet, csv)]
-    return [
-        PartRecord(path=path, rows=rows, sha256=digest, source=0, start=0, stop=rows)
-        for path, digest in zip(paths, digests, strict=True)
-    ]
-
-
 def read_table(output: str) -> pd.DataFrame:
     """Return the gene table of finished statistics.
 
@@ -316,8 +282,4 @@ def read_table(output: str) -> pd.DataFrame:
     InputError
         There are none.
     """
-    output = storage.absolute(output)
-    StatisticsManifest.load(output)
-    with storage.open_scattered(storage.join(output, f"{TABLE}.parquet")) as stream:
-        table: pd.DataFrame = pq.read_table(stream).to_pandas()
-    return table
+    return read_made_table(output, StatisticsManifest)

@@ -92,7 +92,7 @@ def check_h5ad_target(uri: str, corpus_uri: str, made: str = "embeddings") -> No
         A file of another origin is there, or a source of the corpus has changed.
     """
     for record in Corpus.open(corpus_uri).manifest.sources:
-        _require_unchanged(record)
+        require_unchanged(record)
     uri = storage.absolute(uri)
     if storage.exists(uri):
         try:
@@ -161,7 +161,7 @@ def sources_obs(corpus: Corpus) -> pd.DataFrame:
 
 def _obs(record: SourceRecord) -> pd.DataFrame:
     """Read the obs table of a source that has not changed since it was tokenized."""
-    _require_unchanged(record)
+    require_unchanged(record)
     if record.format == hf_import.FORMAT:
         return hf_import.read_obs(record.uri)
     with open_source(record.uri, record.matrix) as source:
@@ -179,7 +179,14 @@ def _plain(table: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def _require_unchanged(record: SourceRecord) -> None:
+def require_unchanged(record: SourceRecord) -> None:
+    """Check that a source is the one that was tokenized.
+
+    Raises
+    ------
+    InputError
+        It has changed since.
+    """
     if stamp_of(record.uri).version != record.version:
         raise InputError(record.uri, "a source may not change after tokenization", "another version", "Tokenize again.")
 

@@ -5,7 +5,7 @@ cells' names and total counts. Written as it is read, in constant memory; comple
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
@@ -16,7 +16,7 @@ from cellray.config import JobConfig
 from cellray.data.corpora.corpus import Corpus
 from cellray.data.corpora.hf_layout import INFO, STATE, info_json, state_json, with_features
 from cellray.data.publishing import claim
-from cellray.errors import InputError
+from cellray.errors import InputError, listing
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +34,12 @@ class ExportConfig(JobConfig):
     cells_per_file: int = Field(25_000, ge=1, description="cells of a data file, of 16 kB each at most in V1 [cells]")
 
 
-def export_dataset(corpus: Corpus, directory: str, cells_per_file: int = 25_000) -> str:
+def export_dataset(
+    corpus: Corpus, directory: str, cells_per_file: int = 25_000, names: Mapping[str, str] | None = None
+) -> str:
     """Write a corpus as a dataset and return its URI; one that was written before is left as it is.
+
+    `names` gives obs columns other names in the dataset.
 
     `state.json`, without which nothing loads a dataset, is written last. On a disk the whole folder appears by one
     rename; in an object store it is claimed for this export first, and a rerun goes on with the files that are there.
@@ -46,7 +50,9 @@ def export_dataset(corpus: Corpus, directory: str, cells_per_file: int = 25_000)
         The directory holds something else, or the beginnings of another export.
     """
     uri = storage.absolute(directory)
-    request = schema.request_digest(corpus=corpus.manifest.digest, cells_per_file=cells_per_file, format=1)
+    names = _renamed(corpus, names or {})
+    renamed = {"names": names} if names else {}
+    request = schema.request_digest(corpus=corpus.manifest.digest, cells_per_file=cells_per_file, format=1, **renamed)
     if _finished(uri, request):
         logger.info("%s is complete already: nothing to do", uri)
         return uri
@@ -54,7 +60,7 @@ def export_dataset(corpus: Corpus, directory: str, cells_per_file: int = 25_000)
         if not storage.is_local(uri):
             claim(uri, request)
         with storage.new_directory(uri) as staged:
-            _fill(corpus, staged, cells_per_file, request)
+            _fill(corpus, staged, cells_per_file, request, names)
     except (InputError, OSError):
         if not _finished(uri, request):
             raise
@@ -68,11 +74,27 @@ def _finished(uri: str, request: str) -> bool:
     return storage.exists(state) and storage.read_json(state).get("_fingerprint") == request[:_FINGERPRINT]
 
 
-def _fill(corpus: Corpus, folder: str, cells_per_file: int, request: str) -> None:
+def _renamed(corpus: Corpus, names: Mapping[str, str]) -> dict[str, str]:
+    """Return the obs columns that get another name.
+
+    Raises
+    ------
+    InputError
+        Two columns would have one name.
+    """
+    changed = {old: new for old, new in names.items() if old in corpus.manifest.obs_kinds and old != new}
+    columns = [changed.get(name, name) for name in dataset_schema(corpus).names]
+    if twice := {name for name in columns if columns.count(name) > 1}:
+        fix = "Choose other names."
+        raise InputError("names of the dataset's columns", "every column needs its own", listing(twice), fix)
+    return changed
+
+
+def _fill(corpus: Corpus, folder: str, cells_per_file: int, request: str, renamed: Mapping[str, str]) -> None:
     """Write the files of the dataset that are not there yet, each in one step, the one that makes it whole last."""
     starts = range(0, corpus.manifest.rows, cells_per_file)
     names = [f"data-{i:05d}-of-{len(starts):05d}.arrow" for i in range(len(starts))]
-    columns = dataset_schema(corpus)
+    columns = dataset_schema(corpus, renamed)
 
     def write(name: str, start: int) -> None:
         target = storage.join(folder, name)
@@ -80,7 +102,8 @@ def _fill(corpus: Corpus, folder: str, cells_per_file: int, request: str) -> Non
             return
         with storage.atomic_file(target) as path, pa.ipc.new_stream(str(path), columns) as writer:
             for piece in _rows(corpus, start, min(start + cells_per_file, corpus.manifest.rows)):
-                writer.write_table(_official(piece, columns), max_chunksize=BATCH)
+                official = piece.rename_columns([renamed.get(name, name) for name in piece.column_names])
+                writer.write_table(_official(official, columns), max_chunksize=BATCH)
 
     with ThreadPoolExecutor(_AT_ONCE) as threads:
         list(threads.map(write, names, starts))
@@ -90,15 +113,16 @@ def _fill(corpus: Corpus, folder: str, cells_per_file: int, request: str) -> Non
     storage.write_bytes(storage.join(folder, STATE), state_json(names, request[:_FINGERPRINT]))
 
 
-def dataset_schema(corpus: Corpus) -> pa.Schema:
-    """Return the columns of a corpus as a dataset has them."""
+def dataset_schema(corpus: Corpus, renamed: Mapping[str, str] | None = None) -> pa.Schema:
+    """Return the columns of a corpus as a dataset has them, some obs columns by other names."""
     fixed = [
         pa.field(schema.INPUT_IDS, pa.list_(pa.int64())),
         pa.field(schema.LENGTH, pa.int64()),
         pa.field(schema.CELL_ID, pa.string()),
         pa.field(schema.N_COUNTS, pa.float64()),
     ]
-    obs = [pa.field(name, schema.OBS_TYPES[kind]) for name, kind in corpus.manifest.obs_kinds.items()]
+    kinds = corpus.manifest.obs_kinds
+    obs = [pa.field((renamed or {}).get(name, name), schema.OBS_TYPES[kind]) for name, kind in kinds.items()]
     return with_features(pa.schema([*fixed, *obs]))
 
 

@@ -57,7 +57,11 @@ class ImportConfig(JobConfig):
     )
     input_size: int | None = Field(None, gt=4, description="most tokens of a row, default: the vocabulary's [tokens]")
     cells_per_shard: int = Field(8192, ge=1, description="cells of a shard [cells]")
-    workers: int | None = Field(None, ge=1, description="most tasks at the same time, default: what the cluster has")
+    workers: int | None = Field(
+        None,
+        ge=0,
+        description="most tasks at the same time, default: what the cluster has; 0: in this process, without Ray",
+    )
 
 
 @dataclass(frozen=True)
@@ -214,7 +218,8 @@ def import_dataset(config: ImportConfig) -> Imported:
     if done := finished(output, request, CorpusManifest):
         return Imported(done, plan.left_out)
     storage.write_bytes(storage.join(output, schema.VOCABULARY), plan.vocabulary.to_json())
-    ensure_ray()
+    if config.workers != 0:
+        ensure_ray()
     results = run_units("import", output, plan.units, ImportWorker(plan), config.workers)
     manifest = _manifest(plan, request, output, require_records(results))
     if manifest.rows == 0:

@@ -217,7 +217,8 @@ def _write(corpus: Corpus, target: Target, plan: SelectionPlan, workers: int | N
     if done := finished(output, plan.request, CorpusManifest):
         return done
     storage.write_bytes(storage.join(output, schema.VOCABULARY), corpus.vocabulary.to_json())
-    ensure_ray()
+    if workers != 0:
+        ensure_ray()
     results = run_units(f"write {target.title}", output, plan.units, plan.worker, workers)
     manifest = selection_manifest(corpus, target, plan, require_records(results))
     publish_manifest(output, manifest)
