@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cellray.api.schema import CellNote, ModelStamp
+from cellray.api.schema import CellNote, ModelStamp, PerturbationRequest
+from cellray.api.wire import CellTable
 from cellray.data.collate import TokenRows
 
 
@@ -60,6 +61,23 @@ class Piece:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """What a plan was made from: another version of the model makes another plan of it.
+
+    Attributes
+    ----------
+    cells, request
+        That were asked.
+    most
+        Tokens that a plan may have.
+    """
+
+    cells: CellTable
+    request: PerturbationRequest
+    most: int
+
+
+@dataclass(frozen=True)
 class ScreenPlan:
     """A screen that is ready to be computed, on any replica that holds the same model.
 
@@ -75,6 +93,8 @@ class ScreenPlan:
         All perturbations, in pieces of about a second's work.
     perturbations, tokens
         Of all pieces at most.
+    origin
+        What it was made from, if it may have to be made again.
     """
 
     stamp: ModelStamp
@@ -85,6 +105,7 @@ class ScreenPlan:
     pieces: Sequence[Piece]
     perturbations: int
     tokens: int
+    origin: Origin | None = None
 
     def part(self, start: int, stop: int) -> "ScreenPlan":
         """Return a plan of some of the pieces, with the cells they need and no notes."""

@@ -43,7 +43,7 @@ def build(args: ServingConfig) -> "Application":
 def _common(args: ServingConfig) -> dict[str, Any]:
     return {
         "max_ongoing_requests": _ONGOING,
-        "graceful_shutdown_timeout_s": args.drain_s,
+        "graceful_shutdown_timeout_s": args.drain,
         "graceful_shutdown_wait_loop_s": 0.5,
         "health_check_period_s": _HEALTH_S,
         "logging_config": {"enable_access_log": False},

@@ -1,25 +1,25 @@
 """Long screens: jobs that go on when the asker hangs up, with progress, results for a while, and cancellation.
 
 One actor remembers them. It holds no model: it asks the replicas for a few pieces at a time, at low priority, so that a
-lost replica costs a few pieces and a newly loaded version begins a job anew. If this actor is lost, so are its jobs.
+lost replica costs a few pieces and a newly loaded version begins a job anew (`serving.working`). If this actor is lost,
+so are its jobs.
 """
 
 import asyncio
 import time
 import uuid
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from cellray.api.schema import JobState, JobStatus
-from serving.answers import ModelChangedError, ScreenPlan, Tabled
+from serving.answers import ScreenPlan, Tabled
 from serving.config import Limits, ModelOptions
-from serving.dispatch import ask
-from serving.faults import HttpError, as_http
-from serving.ranking import strongest
-from serving.tables import joined
+from serving.draining import Draining, InFlight
+from serving.faults import HttpError, answerable
+from serving.working import Work
 
-_PIECES_A_CALL = 4
 _ENDED: frozenset[JobState] = frozenset(("done", "failed", "cancelled"))
 
 
@@ -27,28 +27,25 @@ _ENDED: frozenset[JobState] = frozenset(("done", "failed", "cancelled"))
 class _Job:
     """A screen, how far it is, and who asked."""
 
-    plan: ScreenPlan
+    work: Work
     owner: str
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     state: JobState = "queued"
-    done: int = 0
-    begun: float = 0.0
     ended: float = 0.0
     result: Tabled | None = None
     error: str | None = None
     task: "asyncio.Task[None] | None" = None
 
     def status(self) -> JobStatus:
-        total = max(1, self.plan.perturbations)
-        left = None
-        if self.state == "running" and self.done:
-            left = round((total - self.done) * (time.monotonic() - self.begun) / self.done, 1)
+        done, total, left = self.work.done, max(1, self.work.plan.perturbations), None
+        if self.state == "running" and done:
+            left = round((total - done) * (time.monotonic() - self.work.begun) / done, 1)
         return JobStatus(
             id=self.id,
             state=self.state,
-            progress=1.0 if self.state == "done" else min(1.0, self.done / total),
-            done=self.done,
-            total=self.plan.perturbations,
+            progress=1.0 if self.state == "done" else min(1.0, done / total),
+            done=done,
+            total=self.work.plan.perturbations,
             seconds_left=left,
             result=f"/v1/jobs/{self.id}/result" if self.state == "done" else None,
             error=self.error,
@@ -66,12 +63,40 @@ class Jobs:
         Of these models.
     limits
         How many jobs are remembered, for how long.
+    pause
+        Waits for seconds before something is asked again.
     """
 
-    def __init__(self, models: Mapping[str, Any], options: Mapping[str, ModelOptions], limits: Limits) -> None:
-        self._models, self._options, self._limits = models, options, limits
+    def __init__(
+        self,
+        models: Mapping[str, Any],
+        options: Mapping[str, ModelOptions],
+        limits: Limits,
+        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._models, self._options, self._limits, self._pause = models, options, limits, pause
         self._jobs: dict[str, _Job] = {}
         self._turn = {name: asyncio.Lock() for name in models}
+        self._draining = Draining()
+
+    async def beat(self, process: str, flight: InFlight) -> dict[str, Any]:
+        """Hear what a process has in flight; tell it whether to refuse more, and how many jobs there are."""
+        states: Counter[str] = Counter(job.state for job in self._jobs.values())
+        return {
+            "draining": self._draining.hear(process, flight),
+            "jobs": {state: states[state] for state in get_args(JobState)},
+        }
+
+    async def drain(self) -> tuple[int, bool, int]:
+        """Let nothing in any more.
+
+        Returns
+        -------
+        tuple[int, bool, int]
+            Requests in flight, whether all processes refuse more, and jobs that have not ended.
+        """
+        self._draining.begun = True
+        return *self._draining.left(), sum(job.state not in _ENDED for job in self._jobs.values())
 
     async def submit(self, plan: ScreenPlan, owner: str) -> JobStatus:
         """Begin a job.
@@ -79,13 +104,20 @@ class Jobs:
         Raises
         ------
         HttpError
-            429: too many wait already.
+            429: too many wait already, of all or of this owner; 503: the server stops.
         """
         self._forget()
-        if sum(job.state not in _ENDED for job in self._jobs.values()) >= self._limits.jobs_waiting:
-            limit = ("jobs_waiting", self._limits.jobs_waiting)
-            raise HttpError(429, "queue_full", "too many jobs wait or run", limit, 30.0)
-        job = _Job(plan, owner)
+        if self._draining.begun:
+            raise HttpError(503, "draining", "the server stops; ask again later", None, 30.0)
+        owners = [job.owner for job in self._jobs.values() if job.state not in _ENDED]
+        for limit, number, most in (
+            ("jobs_waiting", len(owners), self._limits.jobs_waiting),
+            ("jobs_per_key", owners.count(owner), self._limits.jobs_per_key),
+        ):
+            if number >= most:
+                raise HttpError(429, "queue_full", f"too many jobs wait or run: {limit}", (limit, most), 30.0)
+        name = plan.stamp.name
+        job = _Job(Work(plan, self._models[name], self._options[name], self._limits, self._pause), owner)
         self._jobs[job.id] = job
         job.task = asyncio.create_task(self._run(job))
         return job.status()
@@ -153,42 +185,15 @@ class Jobs:
 
     async def _run(self, job: _Job) -> None:
         try:
-            async with self._turn[job.plan.stamp.name]:
-                job.state, job.begun = "running", time.monotonic()
-                job.result = await self._compute(job)
+            async with self._turn[job.work.plan.stamp.name]:
+                job.state = "running"
+                job.result = await job.work.run()
             job.state = "done"
         except asyncio.CancelledError:
             job.state = "cancelled"
-        except ModelChangedError as error:
-            job.state, job.error = "failed", f"{error} while the job ran; ask again"
         except Exception as error:
-            job.state, job.error = "failed", as_http(error).message
+            job.state, job.error = "failed", answerable(error).message
         finally:
             job.ended = time.monotonic()
             job.task = None
-
-    async def _compute(self, job: _Job) -> Tabled:
-        """Ask for all pieces, as many calls at a time as there may be replicas; keep the strongest of each cell."""
-        plan, options = job.plan, self._options[job.plan.stamp.name]
-        asked, room = plan.ask, asyncio.Semaphore(options.max_replicas)
-        starts = range(0, len(plan.pieces), _PIECES_A_CALL)
-        parts: list[Tabled | None] = [None] * len(starts)
-
-        async def compute(number: int, start: int) -> None:
-            part = plan.part(start, start + _PIECES_A_CALL)
-            async with room:
-                handle = self._models[plan.stamp.name]
-                found = await ask(lambda: handle.measure.remote(part), self._limits.request_timeout_s)
-            table = await asyncio.to_thread(strongest, found.table, part.ids, asked["goal"], asked["top"])
-            parts[number] = Tabled(found.stamp, [], table, found.counts, found.tokens)
-            job.done += part.perturbations
-
-        try:
-            async with asyncio.TaskGroup() as group:
-                for number, start in enumerate(starts):
-                    async with room:  # so that tasks are made as they can run
-                        pass
-                    group.create_task(compute(number, start))
-        except BaseExceptionGroup as errors:  # the first one ended the others
-            raise errors.exceptions[0] from None
-        return await asyncio.to_thread(joined, plan, [part for part in parts if part is not None])
+            job.work.release()

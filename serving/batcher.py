@@ -3,13 +3,16 @@
 One thread computes; requests wait in asyncio. Rows of requests that ask the same are batched together, sorted by
 length; the request that has waited longest is always in the batch, so none starves. Who gives up leaves the queue. Long
 work (screens) comes as steps; between two steps all waiting rows are computed first, so an embedding waits for one step
-at most. Knows no models: what is computed comes with the request.
+at most. Urgent steps go first, but now and then those that they pass over get a turn. Knows no models: what is computed
+comes with the request.
 """
 
 import asyncio
+import logging
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,11 +22,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellray.data.collate import TokenRows
+from cellray.errors import InputError
+
+logger = logging.getLogger("ray.serve")
 
 _WINDOW = 8
 """Batches' worth of tokens among which rows of one length are looked for."""
 _PATIENCE = 16
 """Batches after which waiting long work gets a step, however many rows wait."""
+
+
+_TURNS = 8
+"""Steps by which more urgent work goes first; then the less urgent gets one."""
+
+
+_SLOWEST_S = 1.0
+"""Longest that the answer is held back that a computation failed."""
+
+
+class ComputeError(RuntimeError):
+    """The computation failed, and not because of what was asked, as far as is known."""
 
 
 class QueueClosedError(RuntimeError):
@@ -69,6 +87,10 @@ class Load:
         Computed so far; padding is tokens too.
     busy_s
         Time spent computing.
+    failures
+        Turns that failed in a row, and not because of what was asked.
+    turn_s
+        How long the running turn has been computed.
     """
 
     rows: int = 0
@@ -77,6 +99,8 @@ class Load:
     tokens: int = 0
     padding: int = 0
     busy_s: float = 0.0
+    failures: int = 0
+    turn_s: float = 0.0
 
 
 class Batcher:
@@ -98,6 +122,8 @@ class Batcher:
         self._rows: list[_Rows] = []
         self._steps: list[_Steps] = []
         self._since_step = 0
+        self._passed: Counter[int] = Counter()
+        self._turn_began: float | None = None
         self._closed = False
         self._load = Load()
         self._thread = threading.Thread(target=self._work, name="compute", daemon=True)
@@ -127,6 +153,8 @@ class Batcher:
             It took too long.
         QueueClosedError
             The replica stops.
+        ComputeError
+            The computation failed.
         """
         if not len(rows.lengths):
             return []
@@ -141,7 +169,7 @@ class Batcher:
         Parameters
         ----------
         priority
-            Lower goes first.
+            Lower goes first, as long as what it passes over has not waited for `_TURNS` steps.
         """
         future, done = _future()
         return await self._wait(self._steps, _Steps(steps, priority, time.monotonic() + timeout_s, done), future)
@@ -154,6 +182,9 @@ class Batcher:
             self._changed.notify()
         try:
             return await future
+        except ComputeError:  # or a replica that fails at once would look idle, and be asked all the more
+            await asyncio.sleep(min(_SLOWEST_S, 0.1 * 2 ** min(self._load.failures, 10)))
+            raise
         finally:  # cancelled, too: what is not begun is never computed
             with self._changed:
                 item.gone = True
@@ -166,6 +197,7 @@ class Batcher:
         with self._changed:
             self._load.rows = sum(len(item.waiting) for item in self._rows)
             self._load.steps = len(self._steps)
+            self._load.turn_s = 0.0 if self._turn_began is None else time.monotonic() - self._turn_began
             return Load(**vars(self._load))
 
     @property
@@ -194,9 +226,10 @@ class Batcher:
                     self._changed.wait(self._pause())
                 if turn is None:
                     return
-            started = time.monotonic()
+            self._turn_began = started = time.monotonic()
             turn()
             with self._changed:
+                self._turn_began = None
                 self._load.busy_s += time.monotonic() - started
 
     def _next(self) -> Callable[[], None] | None:
@@ -204,7 +237,7 @@ class Batcher:
         self._drop_expired()
         if self._steps and (not self._rows or self._since_step >= _PATIENCE):
             self._since_step = 0
-            long = min(self._steps, key=lambda each: each.priority)
+            long = self._next_steps()
             return lambda: self._step(long)
         if not self._rows:
             return None
@@ -220,6 +253,15 @@ class Batcher:
                 self._rows.remove(item)
         self._since_step += 1
         return lambda: self._batch(picked, longest)
+
+    def _next_steps(self) -> _Steps:
+        """Return the most urgent long work, or what was passed over too often; of one priority the oldest."""
+        waiting = {each.priority for each in self._steps}
+        passed = self._passed
+        due = [each for each in self._steps if passed[each.priority] >= _TURNS]
+        long = min(due or self._steps, key=lambda each: each.priority)
+        self._passed = Counter({each: passed[each] + 1 for each in waiting if each > long.priority})
+        return long
 
     def _pause(self) -> float | None:
         """Return how long to sleep at most."""
@@ -254,10 +296,12 @@ class Batcher:
             results = picked[0][0].compute(TokenRows(np.concatenate(pieces), offsets))
             assert len(results) == len(picked), "a result a row"
         except BaseException as error:  # the thread must live on
+            told = self._failed(error)
             for item in {id(item): item for item, _ in picked}.values():
-                item.done(error)
+                item.done(told)
             return
         with self._changed:
+            self._load.failures = 0
             self._load.batches += 1
             self._load.tokens += int(offsets[-1])
             self._load.padding += longest * len(picked) - int(offsets[-1])
@@ -276,11 +320,22 @@ class Batcher:
         except StopIteration:
             item.done(item.results)
         except BaseException as error:  # the thread must live on
-            item.done(error)
+            item.done(self._failed(error))
         else:
+            with self._changed:
+                self._load.failures = 0
             return
         with self._changed, suppress(ValueError):
             self._steps.remove(item)
+
+    def _failed(self, error: BaseException) -> BaseException:
+        """Return what the asker is told of an error; count it if it is not the asker's."""
+        if isinstance(error, InputError):
+            return error
+        logger.error("a computation failed", exc_info=error)
+        with self._changed:
+            self._load.failures += 1
+        return ComputeError(f"{type(error).__name__} in the computation")
 
     def _drop_expired(self) -> None:
         now = time.monotonic()

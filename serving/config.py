@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from cellray.errors import InputError
 
+_DRAIN_MORE_S = 10.0
+
 
 class Options(BaseModel):
     """Base of all options: frozen, nothing unknown."""
@@ -64,6 +66,12 @@ class Limits(Options):
     upload_s: float = Field(60, gt=0, description="longest that reading an .h5ad may take [s]")
     upload_memory_mb: float = Field(4096, gt=0, description="most memory that reading one may take [MB]")
     jobs_waiting: int = Field(32, ge=1, description="jobs that wait or run")
+    jobs_per_key: int = Field(16, ge=1, description="of these, jobs of one key")
+    job_step_s: float = Field(
+        600,
+        gt=0,
+        description="longest that a part of a job may take, which is a few seconds' work [s]",
+    )
     jobs_kept: int = Field(256, ge=1, description="jobs that are remembered")
     job_ttl_s: float = Field(3600, gt=0, description="how long results are kept [s]")
 
@@ -91,7 +99,12 @@ class ServingConfig(Options):
     tls_key: str | None = None
     ingress_replicas: int = Field(1, ge=1, description="processes that speak HTTP; limits hold for each")
     ingress_cpus: float = Field(0.5, ge=0, description="CPUs each of them reserves [CPUs]")
-    drain_s: float = Field(30, gt=0, description="how long requests may take to end when the server stops [s]")
+    drain_s: float | None = Field(
+        None,
+        gt=0,
+        description="how long requests may take to end when a server or a replica stops; "
+        "default: request_timeout_s and 10 s [s]",
+    )
 
     @model_validator(mode="after")
     def _sensible(self) -> "ServingConfig":
@@ -99,10 +112,21 @@ class ServingConfig(Options):
             raise ValueError(f"without keys (auth: none) the server listens on loopback only, not on {self.host}")
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ValueError("tls_certificate and tls_key go together")
+        if self.drain_s is not None and self.drain_s < self.limits.request_timeout_s:
+            timeout = self.limits.request_timeout_s
+            raise ValueError(
+                f"drain_s ({self.drain_s:g}) must not be below limits.request_timeout_s ({timeout:g}): an update of "
+                "the deployment would cut requests off that may go on"
+            )
         for name in self.models:
             if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or not name.isascii():
                 raise ValueError(f"model {name!r}: a name has letters, digits, - _ and .")
         return self
+
+    @property
+    def drain(self) -> float:
+        """How long requests may take to end when a server or a replica stops [s]."""
+        return self.drain_s if self.drain_s is not None else self.limits.request_timeout_s + _DRAIN_MORE_S
 
 
 def is_loopback(host: str) -> bool:
@@ -138,6 +162,10 @@ def _arguments(value: Any) -> Any:  # noqa: ANN401  # YAML
     """Return the builder's arguments of a file for `serve deploy`, with the address of its `http_options`."""
     if not isinstance(value, dict) or "applications" not in value:
         return value
-    [application] = value["applications"]
-    address = {name: found for name, found in value.get("http_options", {}).items() if name in ("host", "port")}
-    return address | application["args"]
+    applications, http = value["applications"], value.get("http_options") or {}
+    one = isinstance(applications, list) and len(applications) == 1 and isinstance(applications[0], dict)
+    if not one or not isinstance(applications[0].get("args"), dict) or not isinstance(http, dict):
+        found = f"{len(applications)} of them" if isinstance(applications, list) else type(applications).__name__
+        rule = "lists one application, whose `args` are the options; `http_options` names host and port"
+        raise InputError("applications", rule, "one without `args`" if one else found, "See serving/serve.yaml.")
+    return {name: found for name, found in http.items() if name in ("host", "port")} | applications[0]["args"]

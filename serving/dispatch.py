@@ -1,11 +1,11 @@
-"""One question to a deployment: bounded in time, cancelled with its asker, asked once more if its replica was lost."""
+"""One question to a deployment: bounded in time, cancelled with its asker, asked once more if its replica failed."""
 
 import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from serving.batcher import QueueClosedError
-from serving.faults import unwrapped
+from serving.batcher import ComputeError
+from serving.faults import is_lost, unwrapped
 
 ATTEMPTS = 2
 
@@ -27,14 +27,14 @@ async def ask(call: Callable[[], Any], timeout_s: float, on_retry: Callable[[], 
     TimeoutError
         No answer in time.
     Exception
-        Whatever the replica raised, or Ray's error if a second replica was lost, too.
+        Whatever the replica raised; Ray's error or `ComputeError` if a second replica was lost or failed, too.
     """
     async with asyncio.timeout(timeout_s):
         for attempt in range(ATTEMPTS):
             try:
                 return await _answer(call)
             except Exception as error:
-                if attempt + 1 == ATTEMPTS or not _is_lost(error):
+                if attempt + 1 == ATTEMPTS or not _is_replicas(unwrapped(error)):
                     raise unwrapped(error) from None
                 on_retry()
     raise AssertionError("the loop returns or raises")
@@ -49,9 +49,6 @@ async def _answer(call: Callable[[], Any]) -> Any:  # noqa: ANN401
         raise
 
 
-def _is_lost(error: BaseException) -> bool:
-    """Tell whether an error says that the replica died or stopped, and nothing of the request."""
-    from ray.exceptions import RayActorError
-    from ray.serve.exceptions import ReplicaUnavailableError
-
-    return isinstance(unwrapped(error), RayActorError | ReplicaUnavailableError | QueueClosedError)
+def _is_replicas(error: BaseException) -> bool:
+    """Tell whether an error is the replica's, so that another one may answer."""
+    return is_lost(error) or isinstance(error, ComputeError)

@@ -15,7 +15,8 @@ from cellray.api.wire import JSON
 from cellray.data.session import own_error_within, root_cause
 from cellray.errors import InputError, StorageError
 from serving.access import AccessError
-from serving.answers import TooMuchError
+from serving.answers import ModelChangedError, TooMuchError
+from serving.batcher import ComputeError, QueueClosedError
 
 logger = logging.getLogger("ray.serve")
 
@@ -81,16 +82,24 @@ def as_http(error: BaseException) -> HttpError:
 
 def _of_ray(error: BaseException) -> HttpError | None:
     """Return what an error of Ray or Serve is, None if it wraps another one."""
-    from ray.exceptions import RayActorError
     from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RequestCancelledError
 
     if isinstance(error, BackPressureError):
         return HttpError(429, "queue_full", "the model is asked more than it can answer", None, 2.0)
-    if isinstance(error, RayActorError | DeploymentUnavailableError):
+    if is_lost(error) or isinstance(error, DeploymentUnavailableError):
         return HttpError(503, "replica_lost", "the replica that computed this was lost; ask again", None, 2.0)
     if isinstance(error, RequestCancelledError | asyncio.CancelledError):
         return HttpError(503, "cancelled", "the request was cancelled")
     return None
+
+
+def is_lost(error: BaseException) -> bool:
+    """Tell whether an error says that a replica died or stopped, and nothing of the request."""
+    from ray.exceptions import LocalRayletDiedError, NodeDiedError, ObjectLostError, RayActorError, WorkerCrashedError
+    from ray.serve.exceptions import ReplicaUnavailableError
+
+    dead = (RayActorError, WorkerCrashedError, NodeDiedError, LocalRayletDiedError, ObjectLostError)
+    return isinstance(error, (*dead, ReplicaUnavailableError, QueueClosedError))
 
 
 def _invalid(error: BaseException) -> HttpError:
@@ -130,6 +139,8 @@ _TRANSLATED: dict[type[BaseException], Callable[[BaseException], HttpError]] = {
     TimeoutError: _timeout,
     StorageError: lambda error: HttpError(503, "storage", "the storage of models does not answer", None, 10.0),
     InputError: lambda error: HttpError(422, "invalid_request", str(error)),
+    ModelChangedError: lambda error: HttpError(503, "model_changed", f"{error}; ask again", None, 1.0),
+    ComputeError: lambda error: HttpError(500, "compute_failed", f"the model failed: {error}; its log says more"),
 }
 
 
@@ -140,7 +151,7 @@ def request_id(request: Request) -> str:
 
 def error_answer(error: BaseException, request: Request) -> Response:
     """Return the answer of an error."""
-    found = _answerable(error)
+    found = answerable(error)
     detail = ErrorDetail(
         code=found.code,
         message=found.message[:2000],
@@ -166,7 +177,8 @@ def unwrapped(error: BaseException) -> BaseException:
     return error
 
 
-def _answerable(error: BaseException) -> HttpError:
+def answerable(error: BaseException) -> HttpError:
+    """Return what an exception of a deployment is to the client."""
     error = unwrapped(error)
     ray_error = None if isinstance(error, HttpError) else _of_ray(error)
     return ray_error or as_http(error)

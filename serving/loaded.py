@@ -3,6 +3,7 @@
 Knows how a model is opened and what it can be asked; requests, queues and Ray it does not know.
 """
 
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from threading import Lock
@@ -13,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 from transformers import BertConfig, BertModel
 
-from cellray import storage
 from cellray.api.schema import HeadInfo, ModelStamp, Pooling
 from cellray.data.collate import TokenRows
 from cellray.data.session import default_threads
@@ -21,17 +21,54 @@ from cellray.errors import InputError
 from cellray.infer.embed import embed_rows
 from cellray.infer.predict_worker import predict_rows
 from cellray.infer.replicas import TOKEN_BUDGET
-from cellray.infer.states import STATE, read_states
+from cellray.infer.states import read_states
 from cellray.model.annotator_directory import load_annotator
+from cellray.model.checkpoint import ModelDirectory
 from cellray.model.device import compute_device
 from cellray.model.encoder import CellEncoder, check_layer, load_encoder
 from cellray.model.heads import HeadSpec
 from cellray.model.pooling import check_pooling, is_gene_token
-from cellray.models import open_model
+from cellray.models import ModelReference, open_model
 from cellray.tracking.registry import is_registered_name
 from cellray.vocabulary import CLS, GeneVocabulary
 from serving.config import ModelOptions
 from serving.encoding import Encoder
+
+
+@dataclass(frozen=True)
+class Files:
+    """What a model is made from, but its weights.
+
+    Attributes
+    ----------
+    directory, reference, vocabulary, states
+        Of the model.
+    input_size
+        Most tokens of a cell.
+    """
+
+    directory: ModelDirectory
+    reference: ModelReference
+    vocabulary: GeneVocabulary
+    input_size: int
+    states: dict[str, NDArray[np.float32]]
+
+
+def open_files(name: str, options: ModelOptions) -> Files:
+    """Open what a model is made from: what is wrong with it is found before its weights are loaded.
+
+    Raises
+    ------
+    InputError
+        There is no such model, it is damaged, or vocabulary and states do not fit.
+    """
+    directory, reference = open_model(options.uri, options.tracking_uri)
+    vocabulary = _vocabulary(options, directory.vocabulary, reference.uri)
+    input_size = min(vocabulary.input_size, int(directory.config.max_position_embeddings))
+    directory.require_vocabulary(vocabulary, f"the vocabulary of {name!r}", input_size)
+    return Files(
+        directory, reference, vocabulary, input_size, _states(options.states, int(directory.config.hidden_size))
+    )
 
 
 class LoadedModel:
@@ -51,17 +88,15 @@ class LoadedModel:
     """
 
     def __init__(self, name: str, options: ModelOptions) -> None:
-        directory, reference = open_model(options.uri, options.tracking_uri)
+        files = open_files(name, options)
+        directory, reference = files.directory, files.reference
         self.options, self.directory, self.version = options, directory, reference.uri
-        self.vocabulary = _vocabulary(options, directory.vocabulary, reference.uri)
-        self.input_size = min(self.vocabulary.input_size, int(directory.config.max_position_embeddings))
-        directory.require_vocabulary(self.vocabulary, f"the vocabulary of {name!r}", self.input_size)
+        self.vocabulary, self.input_size, self.states = files.vocabulary, files.input_size, files.states
         device = compute_device(gpu=options.num_gpus > 0, option="num_gpus")
         self._all_layers = load_encoder(directory, 0, device)
         self._annotator = load_annotator(directory, device) if directory.heads else None
         self.gene_v = is_gene_token(self.vocabulary, device)
         self.encode = Encoder(self.vocabulary, self.input_size)
-        self.states = _states(options.states, self.width)
         self.token_budget = options.token_budget or TOKEN_BUDGET["gpu" if options.num_gpus else "cpu"]
         shown = reference.uri if is_registered_name(reference.uri) else reference.uri.rstrip("/").rsplit("/", 1)[-1]
         self.stamp = ModelStamp(name=name, uri=shown, digest=directory.digest, vocabulary_digest=self.vocabulary.digest)
@@ -171,10 +206,4 @@ def _vocabulary(options: ModelOptions, own: GeneVocabulary | None, uri: str) -> 
 
 def _states(uri: str | None, width: int) -> dict[str, NDArray[np.float32]]:
     """Read the embeddings of all states of a file."""
-    if uri is None:
-        return {}
-    import pyarrow.parquet as pq
-
-    with storage.open_scattered(storage.absolute(uri)) as stream:
-        names = pq.read_table(stream, columns=[STATE])[STATE].to_pylist()
-    return read_states(uri, tuple(names), width)
+    return {} if uri is None else read_states(uri, None, width)

@@ -37,6 +37,7 @@ class Metrics:
         self.replica = Gauge(
             "cellray_replica_load", "Of the replica last heard of", ("model", "what"), registry=registry
         )
+        self.jobs = Gauge("cellray_jobs", "Jobs of the whole server", ("state",), registry=registry)
         waiting = Gauge("cellray_queue_cells", "Cells that wait or are computed", ("model",), registry=registry)
         for name, queue in queues.items():
             waiting.labels(name).set_function(lambda queue=queue: queue.cells)  # type: ignore[misc]

@@ -7,6 +7,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from cellray.infer.predict_worker import answer_columns
 from cellray.models import open_model
 from cellray.tracking.registry import find_version, is_registered_name
 from cellray.tracking.server import tracking_uri
-from serving.answers import Embedded, ScreenPlan, Tabled
+from serving.answers import Embedded, Origin, ScreenPlan, Tabled
 from serving.batcher import Batcher
 from serving.config import ModelOptions
 from serving.encoding import Encoded
@@ -33,6 +34,12 @@ logger = logging.getLogger("ray.serve")
 
 ASKED, JOB = 1, 2
 """Priorities of screens that somebody waits for, and of jobs."""
+
+
+_FAILURES = 3
+"""Computations in a row that failed through no fault of the asker: the replica is ill."""
+_STUCK_S = 60.0
+"""So long no computation takes: requests are cut into batches and steps of about a second."""
 
 
 class ModelReplica:
@@ -58,9 +65,7 @@ class ModelReplica:
         self._following: asyncio.Task[None] | None = None
 
     async def describe(self) -> dict[str, Any]:
-        """Return what the model is, and the load of the replica; begins to follow the alias."""
-        if self._following is None and is_registered_name(self._options.uri):
-            self._following = asyncio.create_task(self._follow())
+        """Return what the model is, and the load of the replica."""
         model = self._model
         return {
             "stamp": model.stamp,
@@ -141,11 +146,16 @@ class ModelReplica:
         screen = await asyncio.to_thread(screens, ask)
         plan = await asyncio.to_thread(screen.plan, encoded, cells.ids, ask, most)
         if plan.tokens > at_once:
-            return plan
+            return replace(plan, origin=Origin(cells, request, most))
         return tabled(plan, await self._batcher.steps(screen.measure(plan), ASKED, self._timeout))
 
-    async def measure(self, plan: ScreenPlan) -> Tabled:
+    async def measure(self, plan: ScreenPlan, timeout_s: float | None = None) -> Tabled:
         """Compute a part of a job's plan.
+
+        Parameters
+        ----------
+        timeout_s
+            Longest that it may take; None: as long as a request.
 
         Raises
         ------
@@ -153,17 +163,33 @@ class ModelReplica:
             It is another version's of the model.
         """
         screen = await asyncio.to_thread(self._screens.require, plan)
-        return tabled(plan, await self._batcher.steps(screen.measure(plan), JOB, self._timeout))
+        timeout = self._timeout if timeout_s is None else timeout_s
+        return tabled(plan, await self._batcher.steps(screen.measure(plan), JOB, timeout))
 
     async def example(self) -> Sample:
         """Return some cells that the model knows genes of."""
         model = self._model
         return await asyncio.to_thread(example_cells, model.vocabulary, model.encode)
 
-    def check_health(self) -> None:
-        """Tell Serve that the replica cannot go on, if it cannot."""
+    async def check_health(self) -> None:
+        """Tell Serve that the replica cannot go on, if it cannot; begin to follow the alias.
+
+        Serve asks before the first request and every few seconds then; after three errors it replaces the replica.
+
+        Raises
+        ------
+        RuntimeError
+            The computing thread has ended, computes nothing but errors, or hangs.
+        """
+        if self._following is None and is_registered_name(self._options.uri):
+            self._following = asyncio.create_task(self._follow())
         if not self._batcher.alive:
             raise RuntimeError("the computing thread has ended")
+        load = self._batcher.load
+        if load.failures >= _FAILURES:
+            raise RuntimeError(f"{load.failures} computations failed one after the other")
+        if load.turn_s > max(_STUCK_S, self._timeout):
+            raise RuntimeError(f"a computation has not ended for {load.turn_s:.0f} s")
 
     async def _follow(self) -> None:
         """Look the alias up now and then, load what it means beside the old version and swap them.

@@ -27,6 +27,7 @@ from serving.access import AccessError, Caller, Scope
 from serving.answers import ScreenPlan
 from serving.bodies import media_type, parse, read_body, wants_binary
 from serving.cell_routes import add_cells
+from serving.draining import Guard
 from serving.faults import HttpError, too_large
 from serving.metrics import CONTENT_TYPE
 from serving.openapi import OF_KEYS, body_of, describe, errors
@@ -56,6 +57,7 @@ def make_app(service: Service) -> FastAPI:
         service.gate.close()
 
     app = FastAPI(title="cellray", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
+    app.add_middleware(Guard, flight=service.flight)
     watch(app, service)
     app.add_middleware(SecurityHeaders, tls=service.config.tls_certificate is not None)
     _add_health(app, service)
@@ -92,9 +94,8 @@ def _add_health(app: FastAPI, service: Service) -> None:
     @app.get("/readyz", tags=["server"], response_model=HealthResponse, responses={503: {"model": HealthResponse}})
     async def readyz() -> Response:
         """Tell whether all models answer."""
-        ready = service.ready()
-        answer = HealthResponse(status="ok" if all(ready.values()) else "starting", models=ready)
-        return Response(answer.model_dump_json(), 200 if all(ready.values()) else 503, media_type=JSON)
+        answer = HealthResponse(status=service.state(), models=service.ready())
+        return Response(answer.model_dump_json(), 200 if answer.status == "ok" else 503, media_type=JSON)
 
     @app.get("/metrics", tags=["server"], responses=errors(*OF_KEYS), dependencies=[Depends(_allow(service, "admin"))])
     async def metrics() -> Response:

@@ -1,31 +1,23 @@
 """Starts a server on this machine and stays in the foreground: `python -m serving.run --config serving/serve.yaml`.
 
-Ray is started for it, or the cluster of RAY_ADDRESS is used. Ctrl-C lets requests end before it stops.
+Ray is started for it, or the cluster of RAY_ADDRESS is used. Ctrl-C lets requests end before it stops; a second one
+does not. Ends with 0 when told to stop, 2 if what it was told makes no sense, 1 if it cannot start.
 """
 
 import argparse
 import json
 import logging
-import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from urllib.error import URLError
-from urllib.request import urlopen
 
-from cellray.data.session import ensure_ray
 from cellray.errors import InputError, StorageError
-from cellray.models import open_model
 from serving.access import check_access
-from serving.app import build
 from serving.config import ServingConfig, read_config
-from serving.tls import tls_options
-
-NAME = "cellray"
-_READY_S = 600.0
+from serving.starting import NotReadyError, address, await_ready, check_models, check_resources, start, start_ray
+from serving.stopping import drain, end
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,86 +34,45 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (InputError, StorageError) as error:
         print(error, file=sys.stderr)
         return 2
+    except NotReadyError as error:
+        print(error, file=sys.stderr)
+        return 1
     return 0
 
 
-def check_models(config: ServingConfig) -> None:
-    """Open the models before anything is started: what is wrong with them is told here in one line.
+def serve_until_stopped(config: ServingConfig) -> None:
+    """Serve until SIGINT or SIGTERM; the second of them ends it at once.
 
     Raises
     ------
-    InputError
-        A model is not there or damaged.
+    NotReadyError
+        It cannot start.
     """
-    for options in config.models.values():
-        open_model(options.uri, options.tracking_uri)
-
-
-def serve_until_stopped(config: ServingConfig) -> None:
-    """Serve until SIGINT or SIGTERM."""
-    import ray
-    from ray import serve
-
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    start_ray()
+    stop, hurry = _listen()
+    started, gently = start_ray(), False
     try:
-        start(config)
-        url = address(config)
-        if await_ready(config, url, stop):
-            print(_greeting(config, url), flush=True)
-            stop.wait()
-        print("stopping: requests under way may end", file=sys.stderr, flush=True)
+        check_resources(config, started)
+        if not stop.is_set():
+            start(config, started)
+            url = address(config)
+            if await_ready(config, url, stop):
+                print(_greeting(config, url), flush=True)
+                stop.wait()
+                gently = not drain(config.drain, hurry) and not hurry.is_set()
     finally:
-        serve.shutdown()
-        ray.shutdown()
+        end(started, config.drain if gently else 0)
 
 
-def start_ray() -> None:
-    """Start Ray on this machine, or connect to the cluster of RAY_ADDRESS.
+def _listen() -> tuple[threading.Event, threading.Event]:
+    """Return an event that the first signal to stop sets, and one that the second sets."""
+    stop, hurry = threading.Event(), threading.Event()
 
-    Ray lets its workers give way to everything else, which suits batch work: a server's clients on the same machine
-    would push it aside. So here they do not; the thread that computes gives way to those that speak HTTP.
-    """
-    os.environ.setdefault("RAY_worker_niceness", "0")
-    ensure_ray()
+    def told(*_: object) -> None:
+        (hurry if stop.is_set() else stop).set()
 
-
-def start(config: ServingConfig) -> None:
-    """Start Serve with the address of a configuration, and deploy the models."""
-    from ray import serve
-    from ray.serve.config import HTTPOptions, ProxyLocation
-
-    tls = tls_options(config.tls_certificate, config.tls_key)
-    serve.start(
-        proxy_location=ProxyLocation.HeadOnly,
-        http_options=HTTPOptions(host=config.host, port=config.port, **tls),
-    )
-    serve.run(build(config), name=NAME, route_prefix="/")
-
-
-def address(config: ServingConfig) -> str:
-    """Return where a server is reached from its own machine."""
-    host = "127.0.0.1" if config.host == "0.0.0.0" else config.host  # noqa: S104  # compared, not bound
-    scheme = "http" if config.tls_certificate is None else "https"
-    return f"{scheme}://[{host}]:{config.port}" if ":" in host else f"{scheme}://{host}:{config.port}"
-
-
-def await_ready(config: ServingConfig, url: str, stop: threading.Event) -> bool:
-    """Wait until all models answer; False if told to stop before."""
-    if config.tls_certificate is not None:  # its name need not be this machine's: Serve's own word must do
-        return not stop.is_set()
-    until = time.monotonic() + _READY_S
-    while not stop.is_set() and time.monotonic() < until:
-        try:
-            with urlopen(f"{url}/readyz", timeout=10) as answer:  # noqa: S310  # http, and our own
-                if answer.status == 200:
-                    return True
-        except (URLError, OSError):
-            pass
-        stop.wait(0.2)
-    return False
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, told)
+    return stop, hurry
 
 
 def _greeting(config: ServingConfig, url: str) -> str:

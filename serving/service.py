@@ -3,8 +3,9 @@
 import asyncio
 import logging
 import time
+import uuid
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from cellray.api.schema import LimitsInfo, ModelInfo
 from serving.access import Gate
@@ -12,6 +13,7 @@ from serving.admission import Queue, Room
 from serving.bodies import Parsers
 from serving.config import ServingConfig
 from serving.dispatch import ask
+from serving.draining import InFlight
 from serving.faults import HttpError
 from serving.metrics import Metrics
 from serving.upload import Uploads
@@ -19,6 +21,8 @@ from serving.upload import Uploads
 logger = logging.getLogger("ray.serve")
 
 _POLL_S = 2.0
+_BEAT_S = 0.5
+"""How often a process tells the jobs' actor what it has in flight, and hears whether the server stops."""
 _PATIENCE_S = 20.0
 """How long a model counts as ready after it was last heard of."""
 
@@ -44,11 +48,24 @@ class Service:
         self.bodies = Room("bodies_at_once", config.limits.bodies_at_once)
         self.uploads, self.parsers = Uploads(config.limits), Parsers()
         self.metrics = Metrics(self.queues)
+        self.flight = InFlight()
+        self._name = uuid.uuid4().hex
         self._known: dict[str, tuple[float, ModelInfo]] = {}
 
     async def poll(self) -> None:
-        """Ask the models for ever what they are; so readiness costs a request nothing."""
-        await asyncio.gather(*(self._poll(name) for name in self.models))
+        """Ask the models for ever what they are, so readiness costs a request nothing; and whether the server stops."""
+        await asyncio.gather(self._beat(), *(self._poll(name) for name in self.models))
+
+    async def _beat(self) -> None:
+        while True:
+            try:
+                told = await ask(lambda: self.jobs.beat.remote(self._name, self.flight), _PATIENCE_S)
+                self.flight.draining = told["draining"]
+                for state, number in told["jobs"].items():
+                    self.metrics.jobs.labels(state).set(number)
+            except Exception as error:  # it starts, or was lost: asked again
+                logger.debug("the jobs' actor does not answer: %s", error)
+            await asyncio.sleep(_BEAT_S)
 
     async def _poll(self, name: str) -> None:
         while True:
@@ -88,6 +105,12 @@ class Service:
         """Tell of each model whether it was heard of lately."""
         now = time.monotonic()
         return {name: name in self._known and now - self._known[name][0] < _PATIENCE_S for name in self.models}
+
+    def state(self) -> Literal["ok", "starting", "draining"]:
+        """Tell whether requests are let in, and answered."""
+        if self.flight.draining:
+            return "draining"
+        return "ok" if all(self.ready().values()) else "starting"
 
     def check_queue(self, named: str | None) -> None:
         """Refuse before the body is read, where it is known that there is no room.

@@ -2,6 +2,8 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +15,9 @@ from cellray.errors import InputError
 from cellray.shift_schema import shift_schema
 from serving.answers import ModelChangedError, Piece, ScreenPlan, Tabled
 from serving.background import Jobs
+from serving.batcher import QueueClosedError
 from serving.config import Limits, ModelOptions
+from serving.draining import InFlight
 from serving.faults import HttpError
 
 STAMP = ModelStamp(name="m", uri="m", digest="d", vocabulary_digest="v")
@@ -31,9 +35,26 @@ def plan_of(cells: int, pieces: int) -> ScreenPlan:
 class Handle:
     """Stands where Serve's handle does: `measure.remote(part)` is awaited."""
 
-    def __init__(self, answer: Callable[[ScreenPlan], Awaitable[Tabled]]) -> None:
-        self.measure = self
-        self.remote = answer
+    def __init__(self, answer: Callable[[ScreenPlan], Awaitable[Tabled]], plan: object = None) -> None:
+        self.measure, self.perturb = self, SimpleNamespace(remote=plan)
+        self.answer = answer
+
+    def remote(self, part: ScreenPlan, timeout_s: float) -> "Answer":
+        assert timeout_s == 600
+        return Answer(self.answer(part))
+
+
+class Answer:
+    """Stands where Serve's response does."""
+
+    def __init__(self, answer: Awaitable[Tabled]) -> None:
+        self._answer = answer
+
+    def __await__(self):  # type: ignore[no-untyped-def]  # noqa: ANN204
+        return self._answer.__await__()
+
+    def cancel(self) -> None:
+        """Nothing goes on."""
 
 
 async def measured(part: ScreenPlan) -> Tabled:
@@ -52,7 +73,12 @@ async def measured(part: ScreenPlan) -> Tabled:
 
 
 def jobs_of(answer: Callable[[ScreenPlan], Awaitable[Tabled]], **limits: float) -> Jobs:
-    return Jobs({"m": Handle(answer)}, {"m": ModelOptions(uri="m", max_replicas=2)}, Limits(**limits))  # type: ignore[arg-type]
+    options = ModelOptions(uri="m", max_replicas=2)
+    return Jobs({"m": Handle(answer)}, {"m": options}, Limits(**limits), _at_once)  # type: ignore[arg-type]
+
+
+async def _at_once(seconds: float) -> None:
+    await asyncio.sleep(0)
 
 
 async def ended(jobs: Jobs, job: str) -> str:
@@ -79,9 +105,10 @@ def test_the_strongest_of_all_pieces_are_kept() -> None:
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (ModelChangedError("m/1 was replaced by m/2"), "replaced by m/2 while the job ran"),
+        (ModelChangedError("m/1 was replaced by m/2"), "replaced by m/2"),
         (InputError("m", "a rule", "no", "Mend it."), "a rule; found no"),
-        (TimeoutError(), "not answered in time"),
+        (TimeoutError(), "not answered in time (job_step_s is 600), 6 times"),
+        (QueueClosedError("the replica stops"), "the replica that computed this was lost"),
     ],
 )
 def test_a_job_that_fails_says_why(error: Exception, said: str) -> None:
@@ -119,6 +146,37 @@ def test_one_after_the_other_as_many_as_may_wait() -> None:
         assert (await jobs.cancel(first, "me")).state == "cancelled"
         gate.set()
         assert await ended(jobs, second) == "done"
+
+    asyncio.run(ask())
+
+
+def test_one_owner_cannot_take_all_places() -> None:
+    async def never(part: ScreenPlan) -> Tabled:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def ask() -> None:
+        jobs = jobs_of(never, jobs_waiting=3, jobs_per_key=2)
+        mine = [(await jobs.submit(plan_of(1, 1), "me")).id for _ in range(2)]
+        with pytest.raises(HttpError, match="jobs_per_key"):
+            await jobs.submit(plan_of(1, 1), "me")
+        await jobs.submit(plan_of(1, 1), "you")
+        with pytest.raises(HttpError, match="jobs_waiting"):
+            await jobs.submit(plan_of(1, 1), "she")
+        await jobs.cancel(mine[0], "me")
+        await jobs.submit(plan_of(1, 1), "me")
+        await asyncio.sleep(0.01)
+        told = await jobs.beat("p", InFlight(2, draining=True))
+        assert told["jobs"] == {"queued": 2, "running": 1, "done": 0, "failed": 0, "cancelled": 1}
+        assert not told["draining"]
+        assert await jobs.drain() == (2, True, 3)
+        assert (await jobs.beat("p", InFlight(0, draining=True)))["draining"]
+        with pytest.raises(HttpError, match="the server stops"):
+            await jobs.submit(plan_of(1, 1), "she")
+        for job in [each for owner in ("me", "you") for each in await jobs.all(owner)]:
+            with suppress(HttpError):
+                await jobs.cancel(job.id, "me")
+                await jobs.cancel(job.id, "you")
 
     asyncio.run(ask())
 

@@ -4,12 +4,14 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from cellray.data.collate import TokenRows
-from serving.batcher import Batcher, QueueClosedError
+from cellray.errors import InputError
+from serving.batcher import Batcher, ComputeError, QueueClosedError
 
 
 def rows_of(*lengths: int, first: int = 0) -> TokenRows:
@@ -185,6 +187,47 @@ def test_more_urgent_steps_go_first(batcher: Batcher) -> None:
     assert order[-1] == "job"
 
 
+def test_urgent_steps_without_end_leave_a_turn_to_others(batcher: Batcher) -> None:
+    """One step in nine is a job's, however many urgent ones wait."""
+    order: list[str] = []
+    gate = threading.Event()
+
+    def steps(name: str, number: int) -> Iterator[None]:
+        for _ in range(number):
+            gate.wait(20)
+            order.append(name)
+            yield
+
+    async def ask() -> None:
+        urgent = [asyncio.ensure_future(batcher.steps(steps("asked", 20), priority=1)) for _ in range(2)]
+        job = asyncio.ensure_future(batcher.steps(steps("job", 4), priority=2))
+        await until(lambda: batcher.load.steps == 3)
+        gate.set()
+        await asyncio.gather(*urgent, job)
+
+    asyncio.run(ask())
+    places = [place for place, name in enumerate(order) if name == "job"]
+    assert len(places) == 4
+    assert all(8 <= later - sooner <= 9 for sooner, later in pairwise(places[:4]))
+    assert places[0] <= 9
+
+
+def test_the_age_of_a_turn_is_told(batcher: Batcher) -> None:
+    record = Recorder()
+
+    async def ask() -> None:
+        record.gate.clear()
+        asked = asyncio.ensure_future(batcher.rows("a", rows_of(10), record))
+        await until(record.begun.is_set)
+        await asyncio.sleep(0.05)
+        assert batcher.load.turn_s >= 0.05
+        record.gate.set()
+        await asked
+        await until(lambda: batcher.load.turn_s == 0)
+
+    asyncio.run(ask())
+
+
 def test_cancelled_steps_stop(batcher: Batcher) -> None:
     made: list[int] = []
 
@@ -210,10 +253,21 @@ def test_an_error_goes_to_those_it_concerns(batcher: Batcher) -> None:
     def fail(rows: TokenRows) -> list[int]:
         raise ValueError("no such thing")
 
+    def refuse(rows: TokenRows) -> list[int]:
+        raise InputError("layer", "must be there", "none", "Ask for another.")
+
     async def ask() -> None:
-        with pytest.raises(ValueError, match="no such thing"):
-            await batcher.rows("a", rows_of(10), fail)
+        for number in (1, 2):
+            with pytest.raises(ComputeError, match="ValueError in the computation"):
+                await batcher.rows("a", rows_of(10), fail)
+            assert batcher.load.failures == number
+        with pytest.raises(InputError):  # the asker's, and so told as it is, and not counted
+            await batcher.rows("a", rows_of(10), refuse)
+        with pytest.raises(ComputeError):
+            await batcher.steps(1 // 0 for _ in range(2))
+        assert batcher.load.failures == 3
         assert await batcher.rows("b", rows_of(10), Recorder()) == [(0, 10)]
+        assert batcher.load.failures == 0
 
     asyncio.run(ask())
 

@@ -1,10 +1,12 @@
 """What a server may be told, and what it says of the rest; its command line from start to Ctrl-C."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
@@ -31,6 +33,7 @@ MODELS = {"default": {"uri": "somewhere"}}
         ({"models": {"a b": {"uri": "x"}}}, "letters, digits"),
         ({"models": {"a": {"uri": "x", "min_replicas": 2}}}, "max_replicas"),
         ({"models": {"a": {"uri": "x", "gpu": 1}}}, "Extra inputs"),
+        ({"drain_s": 30}, r"drain_s \(30\) must not be below limits.request_timeout_s \(120\)"),
     ],
 )
 def test_wrong_options_are_named(change: dict[str, object], said: str) -> None:
@@ -63,6 +66,24 @@ def test_a_file_that_is_none(tmp_path: Path) -> None:
         read_config(tmp_path / "none.yaml")
 
 
+@pytest.mark.parametrize(
+    ("applications", "found"),
+    [
+        ("[]", "0 of them"),
+        ("[{args: {}}, {args: {}}]", "2 of them"),
+        ("[{name: a}]", "one without `args`"),
+        ("[{args: [1]}]", "one without `args`"),
+        ("5", "int"),
+        ("[5]", "1 of them"),
+    ],
+)
+def test_a_deployment_file_has_one_application(tmp_path: Path, applications: str, found: str) -> None:
+    (tmp_path / "serve.yaml").write_text(f"applications: {applications}")
+    with pytest.raises(InputError, match="lists one application") as raised:
+        read_config(tmp_path / "serve.yaml")
+    assert raised.value.found == found
+
+
 def test_building_does_no_work() -> None:
     """Neither importing nor building an application opens a model."""
     from serving.app import build
@@ -84,7 +105,9 @@ def test_the_command_line_serves_until_it_is_stopped(tmp_path: Path) -> None:
     command = [sys.executable, "-W", "ignore", "-m", "serving.run", "--config", str(tmp_path / "serve.yaml")]
     environment = {**os.environ, "RAY_ADDRESS": "", "OMP_NUM_THREADS": "1"}
     with (tmp_path / "out").open("w") as out, (tmp_path / "err").open("w") as err:
-        server = subprocess.Popen(command, stdout=out, stderr=err, cwd=REPOSITORY, env=environment)
+        server = subprocess.Popen(
+            command, stdout=out, stderr=err, cwd=REPOSITORY, env=environment, start_new_session=True
+        )
     try:
         for _ in range(1800):
             assert server.poll() is None, (tmp_path / "err").read_text()
@@ -92,15 +115,46 @@ def test_the_command_line_serves_until_it_is_stopped(tmp_path: Path) -> None:
                 break
             time.sleep(0.1)
         assert f"http://127.0.0.1:{port}" in (tmp_path / "out").read_text()
-        cells = [{"id": "a", "genes": ["ENSG00000000003"], "counts": [2]}]
-        answer = httpx2.post(f"http://127.0.0.1:{port}/v1/embeddings", json={"cells": cells}, timeout=30)
+        url, cells = f"http://127.0.0.1:{port}", [{"id": "a", "genes": ["ENSG00000000003"], "counts": [2]}]
+        answer = httpx2.post(f"{url}/v1/embeddings", json={"cells": cells}, timeout=30)
         assert answer.status_code == 200, answer.text
-        server.send_signal(signal.SIGINT)
+        late = answered_while_stopping(server.pid, tmp_path / "err", url, cells)
+        assert late.json()["embeddings"] == answer.json()["embeddings"]
         assert server.wait(timeout=90) == 0
+        told = (tmp_path / "err").read_text()
+        assert "1 requests under way may end" in told
+        assert "cut off" not in told
     finally:
         if server.poll() is None:
             server.kill()
             server.wait()
+
+
+def answered_while_stopping(process: int, told: Path, url: str, cells: object) -> httpx2.Response:
+    """Send the first half of a request, Ctrl-C, and the rest once the server refuses others; return the answer."""
+    refused: list[httpx2.Response] = []
+    body = json.dumps({"cells": cells}).encode()
+
+    def halves() -> Iterator[bytes]:
+        yield body[:20]
+        time.sleep(1)  # until it is in flight
+        os.killpg(process, signal.SIGINT)  # as a terminal does: Ray's processes, too
+        for _ in range(100):
+            if "under way may end" in told.read_text():
+                break
+            time.sleep(0.1)
+        refused.append(httpx2.get(f"{url}/readyz", timeout=30))
+        refused.append(httpx2.post(f"{url}/v1/embeddings", content=body, timeout=30))
+        yield body[20:]
+
+    headers = {"content-type": "application/json"}
+    answer = httpx2.post(f"{url}/v1/embeddings", content=halves(), headers=headers, timeout=60)
+    assert answer.status_code == 200, answer.text
+    ready, other = refused
+    assert (ready.status_code, ready.json()["status"]) == (503, "draining")
+    assert (other.status_code, other.json()["error"]["code"]) == (503, "draining")
+    assert int(other.headers["retry-after"]) > 0
+    return answer
 
 
 @pytest.mark.own_ray

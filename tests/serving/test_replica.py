@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from cellray.model.checkpoint import ModelDirectory
 from cellray.model.encoder import load_encoder
 from cellray.vocabulary import GeneVocabulary
 from serving.answers import ModelChangedError, ScreenPlan, Tabled, TooMuchError
+from serving.batcher import ComputeError
 from serving.config import ModelOptions
 from serving.loaded import LoadedModel, first_layers
 from serving.perturbing import Screen
@@ -142,6 +144,34 @@ def test_plans_are_cut_and_put_together(replica: ModelReplica, cells: anndata.An
             await replica.measure(other)
         with pytest.raises(TooMuchError, match="job_tokens is 10"):
             await replica.perturb(table, asked, 0, 10)
+
+    asyncio.run(ask())
+
+
+def test_a_replica_that_computes_nothing_but_errors_is_ill(
+    vocabulary: GeneVocabulary, cells: anndata.AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ill = ModelReplica("m", ModelOptions(uri=model_in(tmp_path, vocabulary), threads=1), 30)
+    table = table_of(cells[:2].copy())
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    async def ask() -> None:
+        await ill.check_health()
+        with monkeypatch.context() as broken:
+            broken.setattr(LoadedModel, "embed", fail)
+            for _ in range(3):
+                await ill.check_health()
+                with pytest.raises(ComputeError, match="MemoryError"):
+                    await ill.embed(table, "cell", -1)
+        with pytest.raises(RuntimeError, match="3 computations failed one after the other"):
+            await ill.check_health()
+        assert (await ill.embed(table, "cell", -1)).tokens > 0
+        await ill.check_health()
+        monkeypatch.setattr(ill._batcher, "_turn_began", time.monotonic() - 61)
+        with pytest.raises(RuntimeError, match="has not ended for 61 s"):
+            await ill.check_health()
 
     asyncio.run(ask())
 

@@ -65,7 +65,7 @@ def pooled_by_state(
     return {name: np.median(np.concatenate(kept[name]), axis=0).astype(np.float32) for name in names}
 
 
-def read_states(uri: str, names: tuple[str, ...], width: int | None = None) -> dict[str, NDArray[np.float32]]:
+def read_states(uri: str, names: tuple[str, ...] | None, width: int | None = None) -> dict[str, NDArray[np.float32]]:
     """Read given embeddings of states.
 
     Parameters
@@ -73,7 +73,7 @@ def read_states(uri: str, names: tuple[str, ...], width: int | None = None) -> d
     uri
         Parquet with the columns `state` (text, each once) and `embedding` (lists of numbers).
     names
-        Those to return.
+        Those to return; None: all.
     width
         Size of a hidden state of the model they must fit.
 
@@ -93,6 +93,7 @@ def read_states(uri: str, names: tuple[str, ...], width: int | None = None) -> d
         raise InputError(uri, rule, found, fix) from None
     rows = zip(table[STATE].to_pylist(), table[schema.EMBEDDING].to_pylist(), strict=True)
     known = {str(state): np.asarray(embedding, np.float32) for state, embedding in rows}
+    names = tuple(known) if names is None else names
     if missing := [name for name in names if name not in known]:
         raise InputError(uri, "it must hold every state asked for", f"no {listing(missing)}; {listing(known)}", fix)
     for name in names:

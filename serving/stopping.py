@@ -1,0 +1,112 @@
+"""The end of a server: requests in flight end first, then what was started here goes, and nothing else.
+
+Serve's own shutdown ends its proxies at once, and with them every request. So the processes that speak HTTP are told to
+refuse first, through the actor of jobs, and are waited for.
+"""
+
+import sys
+import threading
+import time
+from dataclasses import dataclass
+
+NAME = "cellray"
+"""Of the application."""
+_PAUSE_S = 0.2
+_ANSWER_S = 5.0
+
+
+@dataclass
+class Started:
+    """What was started here, and so is ended here.
+
+    Attributes
+    ----------
+    ray, serve, application
+        Each of them.
+    """
+
+    ray: bool = False
+    serve: bool = False
+    application: bool = False
+
+
+def drain(seconds: float, hurry: threading.Event) -> int:
+    """Let no requests in any more, and wait until those in flight are answered.
+
+    Parameters
+    ----------
+    seconds
+        Longest to wait.
+    hurry
+        Set: wait no more.
+
+    Returns
+    -------
+    int
+        How many were in flight when the time was up.
+    """
+    from ray import serve
+
+    until, told, left = time.monotonic() + seconds, False, 0
+    jobs = serve.get_deployment_handle("jobs", NAME)
+    while not hurry.is_set():
+        try:
+            left, heard, running = jobs.drain.remote().result(timeout_s=_ANSWER_S)
+        except Exception as error:  # whatever happened to the actor, the server stops
+            _say(f"it is not known what is in flight ({type(error).__name__})")
+            break
+        if heard and not told:
+            told = True
+            _say(f"stopping: {left} requests under way may end" + (f"; {running} jobs are lost" if running else ""))
+        if (heard and not left) or time.monotonic() > until:
+            break
+        hurry.wait(_PAUSE_S)
+    if left:
+        _say(f"{left} requests are cut off")
+    return left
+
+
+def end(started: Started, seconds: float) -> None:
+    """End what was started here: the application, Serve if no other application runs on it, Ray.
+
+    Parameters
+    ----------
+    seconds
+        Longest that the replicas may take; 0: a Ray of our own ends without waiting for them.
+    """
+    import ray
+
+    if not ray.is_initialized():
+        return
+    try:
+        if started.application and not started.ray:
+            _delete(seconds or _ANSWER_S)
+        if started.serve and (seconds or not started.ray):
+            _end_serve(started)
+    finally:
+        ray.shutdown()
+
+
+def _delete(seconds: float) -> None:
+    """Delete the application from Serve, which others may use, too."""
+    from ray import serve
+
+    serve.delete(NAME, _blocking=False)
+    until = time.monotonic() + seconds
+    while NAME in serve.status().applications:
+        if time.monotonic() > until:
+            _say(f"the application {NAME!r} is not gone yet; Serve goes on ending it")
+            return
+        time.sleep(_PAUSE_S)
+
+
+def _end_serve(started: Started) -> None:
+    from ray import serve
+
+    others = [] if started.ray else [name for name in serve.status().applications if name != NAME]
+    if not others:
+        serve.shutdown()
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
