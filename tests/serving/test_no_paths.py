@@ -20,13 +20,14 @@ from cellray.api import schema
 from cellray.api.schema import EmbeddingRequest, PerturbationRequest, PredictionRequest
 from cellray.api.wire import CELLS, H5AD, JSON, CellTable, pack_cells
 from cellray.errors import InputError
-from serving.admission import Room
-from serving.bodies import media_type, parse
+from serving.bodies import Parsers, media_type, parse
 from serving.config import Limits
 from serving.faults import HttpError
+from serving.upload import Uploads
 
 REQUESTS = [EmbeddingRequest, PredictionRequest, PerturbationRequest]
 BODY: dict[str, Any] = {"cells": [{"id": "c1", "genes": ["ENSG00000000001"], "counts": [3]}]}
+LIMITS = Limits()
 NAMES = [
     "path",
     "file",
@@ -55,7 +56,7 @@ class Touched:
 def parsed(model: type, kind: str, body: bytes, **query: str) -> tuple[CellTable, Any]:
     scope = {"type": "http", "headers": [(b"content-type", kind.encode())], "query_string": urlencode(query).encode()}
     request = Request(scope)
-    return asyncio.run(parse(model, request, media_type(request), body, Limits(), Room("uploads_at_once", 1)))
+    return asyncio.run(parse(model, request, media_type(request), body, LIMITS, Uploads(LIMITS), Parsers()))
 
 
 def packed(**parameters: object) -> bytes:
