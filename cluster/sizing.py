@@ -19,7 +19,7 @@ operations each by `forward_flops`. Deletions (tests/benchmarks/perturbation.py)
 and 73e9 (13.6 of 1,024) [1/s]."""
 GPU_PEAK_FLOPS = 989e12
 """Of the vendor's sheet: H100 and H200, bf16 and fp16, dense [1/s]."""
-GPU_SHARE = {"v1-10m": 0.05, "v2-104m": 0.25}
+GPU_SHARE = {"v1-10m": 0.05, "v2-104m": 0.25, "v2-316m": 0.25}
 """Assumed share of the peak: small matrices keep a GPU waiting. Not measured on any GPU; hours go as one over it."""
 GENES = {"v1-10m": 25_426, "v2-104m": 20_275}
 """Tokens of the released vocabularies."""

@@ -93,7 +93,8 @@ def test_nobody_is_root_and_nothing_is_secret() -> None:
 
 def test_what_kuberay_and_ray_up_call_is_installed() -> None:
     [packages] = [each for each in rest("RUN") if "wget" in each]
-    assert {"ca-certificates", "procps", "rsync", "wget"} <= set(packages.split())
+    assert {"ca-certificates", "openssh-client", "procps", "rsync", "wget"} <= set(packages.split())
+    assert any(". boto3" in each for each in TEXT.splitlines())  # Ray's provider for AWS imports it on the head
     assert "/opt/venv/bin:$PATH" in " ".join(rest("ENV"))
     assert "/etc/profile.d/cellray.sh" in TEXT  # for login shells, which begin with a PATH of their own
     extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["dependencies"]

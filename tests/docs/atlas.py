@@ -27,6 +27,7 @@ NAMED = {
     "ENSG00000181449": "SOX2",
     "ENSG00000136826": "KLF4",
     "ENSG00000136997": "MYC",
+    "ENSG00000075624": "ACTB",
 }
 OWN = [*NAMED, *GENES[6:40]]
 DISEASE = HeadSpec("disease", "classification", "cell", ("healthy", "sick"))

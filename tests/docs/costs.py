@@ -3,16 +3,20 @@
 python -m tests.docs.costs      prints the tables as they stand on the page
 """
 
+import runpy
+
 from transformers import BertConfig
 
 from cellray.model.presets import bert_config
 from cellray.vocabulary import GeneVocabulary
+from tests.conftest import REPOSITORY
 
-CORE_FLOPS = 70e9
-"""Of one core in float32, from what was measured; see the page."""
+_SIZING = runpy.run_path(str(REPOSITORY / "cluster" / "sizing.py"))
+CORE_FLOPS: float = _SIZING["CORE_FLOPS"]
+"""Of one core in float32, as in the guide of clusters."""
 CORES = 16
-GPU_FLOPS = 0.3 * 989e12
-"""Assumed: 30 % of the bfloat16 peak of an H100 or H200."""
+GPU_FLOPS = {size: share * _SIZING["GPU_PEAK_FLOPS"] for size, share in _SIZING["GPU_SHARE"].items()}
+"""Assumed, as in the guide of clusters: a share of the bfloat16 peak of an H100 or H200."""
 TOKENS = 1_024
 SIZES = ("v1-10m", "v2-104m", "v2-316m")
 CELLS = (1_000_000, 10_000_000, 100_000_000)
@@ -53,15 +57,15 @@ def row(size: str, label: str, flops: float) -> str:
 
 def table() -> list[str]:
     """Return the lines of the table of embedding."""
-    kinds = {"CPU, 16 cores": CORES * CORE_FLOPS, "GPU": GPU_FLOPS}
-    return [row(size, label, flops) for label, flops in kinds.items() for size in SIZES]
+    cores = [row(size, "CPU, 16 cores", CORES * CORE_FLOPS) for size in SIZES]
+    return cores + [row(size, "GPU", GPU_FLOPS[size]) for size in SIZES]
 
 
 def screens() -> list[str]:
     """Return the lines of the table of screens: every gene of cells of 1,024 genes."""
-    columns = [("v1-10m", CORES * CORE_FLOPS), *((size, GPU_FLOPS) for size in SIZES)]
+    columns = [("v1-10m", CORES * CORE_FLOPS), *((size, GPU_FLOPS[size]) for size in SIZES)]
     lines = []
-    for cells in (200, 1_000, 10_000, 1_000_000):
+    for cells in (200, 10_000, *CELLS):
         told = [_time(hours(cells * TOKENS, size, flops)) for size, flops in columns]
         lines.append(f"| {cells:,} cells of {TOKENS:,} genes | {cells * TOKENS:,} | {' | '.join(told)} |")
     return lines

@@ -4,6 +4,8 @@ Training is done here instead of by Ray Train, with few steps; models are replic
 """
 
 import json
+import re
+import runpy
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -88,6 +90,17 @@ def run_job(command: Command, *, only_parse: bool) -> tuple[list[str], list[str]
     return needed, made
 
 
+def run_script(name: str, *, only_parse: bool) -> tuple[list[str], list[str]]:
+    """Run a script that the page shows, or only compile it; return the files it opens to read and to write."""
+    text = Path(name).read_text()
+    compile(text, name, "exec")
+    needed, made = re.findall(r'open\("([^"]+)"\)', text), re.findall(r'open\("([^"]+)", "w"\)', text)
+    if not only_parse:
+        runpy.run_path(name)
+        assert all(Path(each).exists() for each in made)
+    return [name, *needed], made
+
+
 def copy(command: Command) -> tuple[list[str], list[str]]:
     _, source, target = command.words
     shutil.copy(source, target)
@@ -121,6 +134,8 @@ def follow(steps: Sequence[Step], known: set[str], *, only_parse: bool) -> None:
             continue
         if step.job is not None:
             needed, made = run_job(step, only_parse=only_parse)
+        elif step.words[0] == PYTHON and step.words[1] in known:
+            needed, made = run_script(step.words[1], only_parse=only_parse)
         else:
             needed, made = {"cp": copy, PYTHON: serve, "curl": ask}[step.words[0]](step)
         for name in needed:

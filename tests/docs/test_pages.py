@@ -15,7 +15,7 @@ from tests.docs.here import fit_here, follow, parsed
 from tests.docs.pages import DOCS, PAGES, Command, File, inline_commands, inputs_of, steps_of
 from tests.serving.conftest import free_port
 
-WITH_RAY = {"tokenize", "annotate", "classify_disease", "gene_classes"}
+WITH_RAY = {"tokenize", "annotate", "integrate", "classify_disease", "gene_classes"}
 """Pages of which a command needs Ray even for tiny data."""
 NAMES = [page.stem for page in PAGES]
 
