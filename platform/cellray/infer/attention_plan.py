@@ -19,7 +19,7 @@ from cellray.vocabulary import GeneVocabulary
 
 EVERY = "all"
 MOST_ENTRIES = 1 << 25
-"""Numbers of the table of pairs at most: 400 MB, once in the job and once in each replica."""
+"""Numbers of the table of pairs at most: 400 MB, once in the job and once in each replica, which hand over copies."""
 _AT_ONCE = 8
 
 

@@ -84,9 +84,10 @@ class PairSums:
         self.cells_sgg[group, query, key] += table[_COUNT].to_numpy()
         shape = (-1, self.shape.layers, self.shape.heads)
         sum_plh, max_plh = (table[name].combine_chunks().flatten().to_numpy().reshape(shape) for name in (_SUM, _MAX))
-        self.sum_slhgg[group, :, :, query, key] += sum_plh
-        now = self.max_slhgg[group, :, :, query, key]
-        self.max_slhgg[group, :, :, query, key] = np.maximum(now, max_plh)
+        for layer, head in np.ndindex(self.shape.layers, self.shape.heads):  # no copies of whole tables
+            place = (group, layer, head, query, key)
+            self.sum_slhgg[place] += sum_plh[:, layer, head]
+            self.max_slhgg[place] = np.maximum(self.max_slhgg[place], max_plh[:, layer, head])
 
 
 MEASURES = 5
