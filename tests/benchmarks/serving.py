@@ -32,9 +32,9 @@ from cellray.model.encoder import load_encoder
 from cellray.model.pooling import is_gene_token
 from cellray.model.presets import bert_config
 from cellray.vocabulary import GeneVocabulary
-from serving import run
 from serving.config import ServingConfig
 from serving.encoding import Encoder
+from serving.starting import address, await_ready, start, start_ray
 
 GENES, TOKENS, CELLS, CLIENTS, THREADS, ROUNDS = 25_424, 512, 16, 8, 2, 5
 HEADERS = {"content-type": wire.CELLS, "accept": wire.ARROW_STREAM}
@@ -170,10 +170,10 @@ def main() -> None:
                 "ingress_cpus": 0.1,
             }
         )
-        run.start_ray()
-        run.start(config)
-        run.await_ready(config, run.address(config), threading.Event())
-        measure(run.address(config), Offline(folder, vocabulary), options)
+        started = start_ray()
+        start(config, started)
+        await_ready(config, address(config), threading.Event())
+        measure(address(config), Offline(folder, vocabulary), options)
         serve.shutdown()
 
 

@@ -188,3 +188,18 @@ def test_what_a_long_run_holds_is_known_when_it_is_continued(store: str) -> None
         again.log_metrics({"loss": 2.0}, step)
     assert again.repeated == 10
     assert len(points(store, again.run.run_id, "loss")) == 3010
+
+
+def test_what_the_job_before_still_records_is_not_recorded_again(store: str) -> None:
+    """A job that is taken over goes on for a moment after the next one has opened its run."""
+    before = begin(store, key=KEY)
+    before.log_metrics({"loss": 3.0}, 1)
+    after = pickle.loads(pickle.dumps(begin(store, key=KEY)))
+    before.log_metrics({"loss": 2.0}, 2)
+    for step, loss in ((1, 3.0), (2, 2.0), (3, 1.0)):
+        after.log_metrics({"loss": loss}, step)
+    after.finish("FINISHED")
+    assert isinstance(after, PatientTracker)
+    found = points(store, after.run.run_id, "loss")
+    assert found == [(1, 3.0), (2, 2.0), (3, 1.0)]
+    assert after.repeated == 2

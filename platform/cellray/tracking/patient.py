@@ -37,16 +37,25 @@ class PatientTracker:
         What the run has recorded already.
     steps
         Of each metric, the steps that the run has recorded already.
+    look_again
+        Whether the run may have got more since: a job that is taken over goes on for a moment. Looked up once, at the
+        first record, when that job has ended.
     """
 
     def __init__(
-        self, run: MlflowRun, params: Mapping[str, str] | None = None, steps: Mapping[str, set[int]] | None = None
+        self,
+        run: MlflowRun,
+        params: Mapping[str, str] | None = None,
+        steps: Mapping[str, set[int]] | None = None,
+        *,
+        look_again: bool = False,
     ) -> None:
         self.run = run
         self.repeated = 0
         self.cut = 0
         self._params = dict(params or {})
         self._steps = {key: set(each) for key, each in (steps or {}).items()}
+        self._look_again = look_again
         self._points: list[Any] = []
         self._tags: dict[str, str] = {}
         self._dropped = 0
@@ -55,7 +64,7 @@ class PatientTracker:
         self._lock = threading.RLock()  # reports are recorded by one thread, tags by another
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return PatientTracker, (self.run, self._params, self._steps)
+        return _remade, (self.run, self._params, self._steps, self._look_again)
 
     @property
     def lost(self) -> int:
@@ -66,6 +75,9 @@ class PatientTracker:
         """Record numbers at a step; those that this step has already, as after a resumed training, are left out."""
         now = int(time.time() * 1000)
         with self._lock:
+            if self._look_again:
+                self._look_again = False
+                self._learn_steps()
             for name, value in metrics.items():
                 self._add_point(metric_name(name), value, step, now)
             if len(self._points) > _MOST_WAITING:
@@ -131,6 +143,17 @@ class PatientTracker:
         """Name the run and how to see it."""
         return self.run.where()
 
+    def _learn_steps(self) -> None:
+        """Look up what the run has recorded; what was known before does if the server does not answer."""
+        try:
+            with patience(retries=1):
+                found = self.run.recorded_steps()
+        except Exception as error:  # see `_write_waiting`
+            logger.warning("what %s holds could not be looked up again: %s", self.where(), in_short(error))
+            return
+        for name, steps in found.items():
+            self._steps.setdefault(name, set()).update(steps)
+
     def _add_point(self, key: str, value: float, step: int, time_ms: int) -> None:
         """Let a point wait to be written, unless its step has one."""
         steps = self._steps.setdefault(key, set())
@@ -182,3 +205,9 @@ class PatientTracker:
     def _drop(self, what: str, why: str, count: int = 1) -> None:
         self._dropped += count
         logger.warning("%s could not be recorded: %s", what, why)
+
+
+def _remade(
+    run: MlflowRun, params: Mapping[str, str], steps: Mapping[str, set[int]], look_again: bool
+) -> PatientTracker:
+    return PatientTracker(run, params, steps, look_again=look_again)

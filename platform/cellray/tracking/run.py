@@ -54,6 +54,11 @@ class MlflowRun:
         """Return a `mlflow.entities.Metric`."""
         return mlflow().entities.Metric(name, value, time_ms, step)
 
+    def recorded_steps(self) -> dict[str, set[int]]:
+        """Return the steps that each metric has."""
+        names = self.client.get_run(self.run_id).data.metrics
+        return {name: {point.step for point in self.client.get_metric_history(self.run_id, name)} for name in names}
+
     def log_points(self, points: Sequence[Any]) -> None:
         """Write `mlflow.entities.Metric` points. Points that were written before are not written again."""
         for start in range(0, len(points), _POINTS):

@@ -102,6 +102,6 @@ def _continued(client: Any, uri: str, run: Any) -> PatientTracker:  # noqa: ANN4
     client.update_run(run_id, status="RUNNING")
     starts = int(run.data.tags.get(STARTS, "1")) + 1
     client.set_tag(run_id, STARTS, str(starts))
-    steps = {key: {point.step for point in client.get_metric_history(run_id, key)} for key in run.data.metrics}
     logger.info("going on with MLflow run %s, started for the %s. time", run_id, starts)
-    return PatientTracker(MlflowRun(uri, run_id, run.info.experiment_id), run.data.params, steps)
+    again = MlflowRun(uri, run_id, run.info.experiment_id)
+    return PatientTracker(again, run.data.params, again.recorded_steps(), look_again=True)
