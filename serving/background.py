@@ -147,7 +147,11 @@ class Jobs:
         """
         job = self._find(job_id, owner)
         if job.result is None:
-            raise HttpError(409, "not_done", f"the job is {job.state}{': ' + job.error if job.error else ''}")
+            raise HttpError(
+                409,
+                job.state if job.state in _ENDED else "not_done",
+                f"the job is {job.state}{': ' + job.error if job.error else ''}",
+            )
         return job.result, job.id
 
     async def cancel(self, job_id: str, owner: str) -> JobStatus:

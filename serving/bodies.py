@@ -28,6 +28,8 @@ RequestT = TypeVar("RequestT", bound=CellsRequest)
 T = TypeVar("T")
 
 _MB = 1e6
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+"""First bytes of an HDF5 file."""
 _NO_CELL: Mapping[str, Any] = {"cells": [{"id": "", "genes": [], "counts": []}]}
 """Stands for cells that travel beside the parameters, while these are checked."""
 _LISTS = ("anchor", "alternatives", "perturb")
@@ -148,6 +150,8 @@ async def parse(
     ValidationError, InputError, TooMuchError, HttpError
         It makes no sense, or is more than the limits let.
     """
+    if kind == JSON and body.startswith(_HDF5):
+        raise HttpError(415, "unsupported_media_type", f"this is an HDF5 file: send it with Content-Type: {H5AD}")
     if kind == JSON:
         cells, asked = await parsers.run(partial(_of_json, model, body, limits))
     elif kind == CELLS:

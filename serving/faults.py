@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import math
+import re
 from collections.abc import Callable, Mapping
 
 from fastapi import Request
@@ -127,6 +128,16 @@ def _starlette(error: BaseException) -> HttpError:
     )
 
 
+_OPTION = re.compile(r"--([a-z][a-z-]*)")
+_FIELDS = {"genes": "perturb"}
+"""Fields of requests that jobs have under another name."""
+
+
+def _of_request(message: str) -> str:
+    """Return a message that names fields of requests where the jobs' code names options."""
+    return _OPTION.sub(lambda found: _FIELDS.get(found[1], found[1].replace("-", "_")), message)
+
+
 def _timeout(error: BaseException) -> HttpError:
     return HttpError(504, "timeout", "the request was not answered in time", None, 5.0)
 
@@ -138,7 +149,7 @@ _TRANSLATED: dict[type[BaseException], Callable[[BaseException], HttpError]] = {
     HTTPException: _starlette,
     TimeoutError: _timeout,
     StorageError: lambda error: HttpError(503, "storage", "the storage of models does not answer", None, 10.0),
-    InputError: lambda error: HttpError(422, "invalid_request", str(error)),
+    InputError: lambda error: HttpError(422, "invalid_request", _of_request(str(error))),
     ModelChangedError: lambda error: HttpError(503, "model_changed", f"{error}; ask again", None, 1.0),
     ComputeError: lambda error: HttpError(500, "compute_failed", f"the model failed: {error}; its log says more"),
 }

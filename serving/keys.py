@@ -153,7 +153,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         key = Key.model_validate(values)
         if options.file is not None:
             append_key(options.file, options.name, key)
-    except (InputError, ValidationError, OSError) as error:
+    except ValidationError as error:
+        told = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        print(f"error: --name {options.name}: {told}", file=sys.stderr)
+        return 1
+    except (InputError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     print(f"key, shown this once: {secret}")

@@ -144,7 +144,10 @@ class LoadedModel:
             The model has no such layer, or no `<cls>` to pool by.
         """
         check_pooling(pooling, self.vocabulary)
-        check_layer(self.directory, layer)
+        try:
+            check_layer(self.directory, layer)
+        except InputError as error:  # where the model lies is nobody's business
+            raise InputError(f"model {self.stamp.name!r}", error.rule, error.found, error.fix) from None
 
     def embed(self, rows: TokenRows, pooling: str, layer: int) -> list[NDArray[np.float32]]:
         """Embed token rows; see `cellray.infer.embed.embed_rows`."""

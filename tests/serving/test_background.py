@@ -122,7 +122,7 @@ def test_a_job_that_fails_says_why(error: Exception, said: str) -> None:
         job = (await jobs.submit(plan_of(1, 20), "me")).id
         assert await ended(jobs, job) == "failed"
         assert said in str((await jobs.status(job, "me")).error)
-        with pytest.raises(HttpError, match="not_done"):
+        with pytest.raises(HttpError, match="failed"):
             await jobs.result(job, "me")
 
     asyncio.run(ask())
