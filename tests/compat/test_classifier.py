@@ -179,10 +179,36 @@ def test_a_notebook_of_gene_classes(dataset: str, vocabulary: GeneVocabulary, tm
 
 def test_training_arguments() -> None:
     given = {"learning_rate": 1e-4, "lr_scheduler_type": "cosine", "bf16": True, "save_steps": 3, "max_steps": -1}
-    assert finetune_options(given) == {"learning_rate": 1e-4, "schedule": "cosine", "precision": "bf16"}
-    assert finetune_options(None) == {}
+    found = {"learning_rate": 1e-4, "schedule": "cosine", "precision": "bf16"}
+    usual = {"batch_size": 12, "num_workers": (1, 1)}
+    assert finetune_options(given, "cell") == {**found, **usual, "epochs": 10}
+    assert finetune_options(None, "cell") == {**usual, "epochs": 10}
+    assert finetune_options({"load_best_model_at_end": False}, "gene") == {**usual, "epochs": 1}
+    assert finetune_options({"num_train_epochs": 3}, "gene") == {**usual, "epochs": 3}
+    assert finetune_options({"max_steps": 9}, "gene") == {**usual, "max_steps": 9}  # not cut off after an epoch
+    assert finetune_options(None, "gene", 1, {"max_steps": 9}) == {**usual, "max_steps": 9}
     with pytest.raises(InputError, match=r"training_args: must be some of .*; found 'adam_beta1'"):
         Classifier("cell", cell_state_dict=STATES, training_args={"adam_beta1": 0.8})
+    with pytest.raises(InputError, match=r"'load_best_model_at_end'\]: must be False: the last weights are kept"):
+        Classifier("cell", cell_state_dict=STATES, training_args={"load_best_model_at_end": True})
+
+
+def test_a_step_takes_cells_of_every_process() -> None:
+    per_device = {"per_device_train_batch_size": 5}
+    for options, cells in (
+        ({"training_args": per_device}, 5),
+        ({"training_args": per_device, "ngpu": 4}, 20),
+        ({"ngpu": 4}, 48),
+        ({"training_args": per_device, "job_options": {"num_workers": 3}}, 15),
+        ({"training_args": per_device, "job_options": {"num_workers": (1, 6)}}, 30),
+        ({"training_args": per_device, "ngpu": 4, "job_options": {"batch_size": 7}}, 7),
+    ):
+        cc = Classifier("cell", cell_state_dict=STATES, **options)  # type: ignore[arg-type]
+        found = finetune_options(cc.training_args, cc.classifier, cc.ngpu, cc.job_options)
+        assert found["batch_size"] == cells
+    for options in ({"training_args": {"per_device_train_batch_size": "8"}}, {"job_options": {"num_workers": "2"}}):
+        with pytest.raises(InputError, match="must be a whole number from 1 on"):
+            Classifier("cell", cell_state_dict=STATES, **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
