@@ -4,15 +4,18 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from cellray.compat.geneformer import EmbExtractor
+from cellray.compat.official_files import model_vocabulary
 from cellray.data.corpora.hf_dataset import export_dataset
 from cellray.errors import InputError
 from cellray.infer.embed import EmbedConfig, embed_cells
 from cellray.infer.results import Embeddings
 from cellray.infer.states import read_states
+from cellray.model.checkpoint import ModelDirectory
 from cellray.vocabulary import GeneVocabulary
 from tests.compat.conftest import clone, golden_dataset
 from tests.infer.tiny import corpus_in, model_in
@@ -66,9 +69,15 @@ def test_golden_genes(shared: Path, tmp_path: Path, generation: str) -> None:
     first = golden[f"{generation}_cells"][0]
     extractor = EmbExtractor(emb_mode="gene", filter_data={"name": [first]})
     table, vectors = extractor.extract_embs(model, dataset, tmp_path, "genes", output_torch_embs=True)
-    expected = np.sort(golden[f"{generation}_gene_layer-1_cell0"], axis=0)
-    if len(expected) == len(table):
-        assert np.abs(np.sort(table.to_numpy(), axis=0) - expected).max() < 1e-5
+    vocabulary = model_vocabulary(ModelDirectory.open(str(model)))
+    tokens = pq.read_table(shared / "golden" / f"tokens_{generation}.parquet").to_pandas().set_index("cell_id")
+    ids = tokens["input_ids"][first]
+    is_gene = np.isin(ids, list(vocabulary.gene_of_token))
+    expected = golden[f"{generation}_gene_layer-1_cell0"]
+    kept = expected if len(expected) == is_gene.sum() else expected[is_gene]  # special tokens are no genes
+    assert len(kept) == is_gene.sum() == len(table)
+    genes = [vocabulary.gene_of_token[token] for token in ids[is_gene]]
+    assert np.abs(table.loc[genes].to_numpy() - kept).max() < 1e-5
     assert table.index.str.startswith("ENSG").all()
     np.testing.assert_array_equal(vectors.numpy(), table.to_numpy())
 
