@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from cellray.compat.geneformer import EmbExtractor
+from cellray.compat.geneformer.pooled import vectors_of
 from cellray.compat.official_files import model_vocabulary
 from cellray.data.corpora.hf_dataset import export_dataset
 from cellray.errors import InputError
@@ -155,13 +156,29 @@ def test_states(place: Place) -> None:
             extractor.get_state_embs(wrong, model, dataset, folder, "states")
 
 
+def test_a_table_is_drawn_from_its_csv_too(place: Place) -> None:
+    model, dataset, folder = place
+    table = EmbExtractor(emb_mode="cell", emb_label=["state"]).extract_embs(model, dataset, folder, "cells")
+    again = pd.read_csv(f"{folder}/cells.csv", index_col=0)
+    for found in (table, again, pd.read_csv(f"{folder}/cells.csv")):
+        np.testing.assert_allclose(vectors_of(found, ["state"]), table.iloc[:, :-1].to_numpy(), rtol=1e-6)
+    turned = again[again.columns[::-1]].rename(columns={"state": "2026"})  # a label may have a number for a name
+    np.testing.assert_allclose(vectors_of(turned, ["2026"]), table.iloc[:, :-1].to_numpy(), rtol=1e-6)
+    for wrong in (again[["state"]], again.drop(columns="3")):
+        with pytest.raises(InputError, match=r"embs: must have columns 0, 1, \.\.\. with the embedding; found"):
+            vectors_of(wrong, ["state"])
+
+
 @pytest.mark.chaos
 def test_pictures(place: Place) -> None:
     model, dataset, folder = place
     extractor = EmbExtractor(emb_mode="cell", emb_label=["state"], labels_to_plot=["state"])
     table = extractor.extract_embs(model, dataset, folder, "cells")
     extractor.plot_embs(table, "umap", folder, "cells")
-    assert Path(folder, "cells_umap_state.png").read_bytes().startswith(b"\x89PNG")
+    picture = Path(folder, "cells_umap_state.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    extractor.plot_embs(pd.read_csv(f"{folder}/cells.csv", index_col=0), "umap", folder, "cells")
+    assert Path(folder, "cells_umap_state.png").read_bytes() == picture
     with pytest.raises(InputError, match=r"found 'heatmap'\. Draw the table with scanpy"):
         extractor.plot_embs(table, "heatmap", folder, "cells")
     with pytest.raises(InputError, match="needs labels_to_plot that the table has"):
