@@ -261,5 +261,10 @@ def test_what_methods_refuse(dataset: str, tmp_path: Path) -> None:
     (tmp_path / "ids.pkl").write_bytes(pickle.dumps({0: "a", 1: "b"}))
     assert read_class_ids(tmp_path / "ids.pkl") == ["a", "b"]
     genes = Classifier("gene", gene_class_dict={"y": [GENES[0]]})
+    with pytest.raises(InputError, match=r"prepare_data\(test_size=\.\.\.\): is for classifier='cell'; found 0\.2"):
+        genes.prepare_data(dataset, *place, test_size=0.2)
+    for method in (cc.train_all_data, Classifier("cell", cell_state_dict=STATES).validate):
+        with pytest.raises(InputError, match=r"\(gene_balance=\.\.\.\): is for classifier='gene'; found True"):
+            method("model", dataset, "ids", *place, gene_balance=True)
     with pytest.raises(InputError, match="is for cells: genes are split, not cells"):
         genes.evaluate_saved_model("model", "ids", dataset, *place)

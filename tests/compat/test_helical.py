@@ -154,7 +154,7 @@ def test_what_is_refused(
         Geneformer(config, model_config=config)
     with pytest.raises(InputError, match=r"the vocabulary must have <cls>"):
         Geneformer(GeneformerConfig(model, emb_mode="cls"))
-    with pytest.raises(InputError, match=r"output_attentions=\.\.\.\): must be False"):
+    with pytest.raises(InputError, match=r"output_attentions=.*must be False; found True\. Use jobs\.attention"):
         geneformer.get_embeddings(dataset, output_attentions=True)
     with pytest.raises(InputError, match="needs the column input_ids"):
         geneformer.get_embeddings({"tokens": []})

@@ -60,7 +60,7 @@ def vectors_of(frame: pd.DataFrame, labels: Collection[str]) -> NDArray[np.float
     InputError
         It has no such columns.
     """
-    places = {int(name): i for i, name in enumerate(frame) if str(name).isdecimal() and name not in labels}
+    places = {int(str(name)): i for i, name in enumerate(frame) if str(name).isdecimal() and name not in labels}
     if not places or sorted(places) != list(range(len(places))):
         found = listing(frame.columns)
         raise InputError("embs", "must have columns 0, 1, ... with the embedding", found, "Give extract_embs' table.")
