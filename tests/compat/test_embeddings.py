@@ -189,6 +189,8 @@ def test_pictures(place: Place) -> None:
     ("options", "message"),
     [
         ({"model_type": "Pretrained-Quantized"}, "Quantized weights are not read"),
+        ({"model_type": "MTLCellClassifier"}, "Models of the official multitask classifier are not read: train one of"),
+        ({"model_type": "Bert"}, "found 'Bert'. Choose one of them."),
         ({"emb_mode": "mean"}, "must be 'cls' or 'cell' or 'gene'"),
         ({"cell_emb_style": "max"}, "must be 'mean_pool'"),
         ({"emb_layer": -2}, "must be -1 or 0; found -2"),
