@@ -142,7 +142,10 @@ def test_a_saved_model_is_evaluated(dataset: str, vocabulary: GeneVocabulary, tm
     assert np.trace(found["conf_matrix"].to_numpy()) == right.sum()
     assert 0 <= found["macro_f1"] <= 1
     assert list(pd.read_csv(tmp_path / "y_pred.csv")["kind"]) == list(told["kind"])
-    cc.evaluate_saved_model(model, tmp_path / "ids.json", dataset, tmp_path, "z", predict=False)
+    Path(model).rename(tmp_path / "z.model")
+    official = tmp_path / "261123_geneformer_cellClassifier_z" / "ksplit1"
+    again = cc.evaluate_saved_model(official, tmp_path / "ids.pkl", dataset, tmp_path, "z", predict=False)
+    assert again["acc"] == found["acc"]
     assert not (tmp_path / "z_pred.csv").exists()
 
 
