@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from datasets import load_from_disk
+from sklearn.metrics import roc_auc_score
 
 from cellray.compat.geneformer import Classifier
 from cellray.compat.geneformer.cells import open_cells
@@ -139,6 +140,13 @@ def test_a_saved_model_is_evaluated(dataset: str, vocabulary: GeneVocabulary, tm
     right = (known["kind"] == known["obs.kind"]).to_numpy()
     assert found["acc"] == right.mean()
     assert found["cells_without_a_class"] == 10
+    area = roc_auc_score(known["obs.kind"] == "a", known["kind.probability.a"])
+    other = roc_auc_score(known["obs.kind"] == "b", known["kind.probability.b"])
+    assert found["all_roc_metrics"]["all_roc_auc"] == [pytest.approx((area + other) / 2)]
+    cc.plot_roc({"x": found["all_roc_metrics"]}, {}, "kinds", tmp_path, "y")
+    cc.plot_conf_mat({"x": found["conf_matrix"]}, tmp_path, "y")
+    cc.plot_predictions(tmp_path / "y_pred.csv", tmp_path / "ids.json", "kinds", tmp_path, "y")
+    assert {path.name for path in tmp_path.glob("*.png")} == {"y_roc_x.png", "y_conf_mat_x.png", "y_pred.png"}
     assert np.trace(found["conf_matrix"].to_numpy()) == right.sum()
     assert 0 <= found["macro_f1"] <= 1
     assert list(pd.read_csv(tmp_path / "y_pred.csv")["kind"]) == list(told["kind"])

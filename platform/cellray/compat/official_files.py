@@ -2,7 +2,8 @@
 
 A model is named by a directory, an s3:// URI or `models:/NAME@ALIAS`, or by the name it was released under; that is
 looked up in a table of the caller's and in the folder of the environment variable `CELLRAY_GENEFORMER`; or by the
-directory where the official classifier would have put it. Released directories hold no vocabulary: their dictionaries are looked for around them, and tried by their number of tokens.
+directory where the official classifier would have put it. Released directories hold no vocabulary: their dictionaries
+are looked for around them, and tried by their number of tokens.
 """
 
 import os

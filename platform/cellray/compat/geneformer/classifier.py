@@ -12,6 +12,7 @@ from cellray import storage
 from cellray.compat.geneformer.cells import CellChoice, choose_rows, chosen_cells, open_cells
 from cellray.compat.geneformer.class_ids import read_class_ids, write_class_ids
 from cellray.compat.geneformer.classifier_options import RULES, check_kind, check_methods, check_together
+from cellray.compat.geneformer.classifier_pictures import ClassifierPictures
 from cellray.compat.geneformer.classifier_results import of_predictions, of_report
 from cellray.compat.geneformer.classifier_tasks import write_task
 from cellray.compat.geneformer.files import output_path
@@ -31,12 +32,10 @@ from cellray.infer.predictions import Predictions
 from cellray.train.finetune import FinetuneConfig, finetune
 
 SPLITS = {"train": 0.8, "valid": 0.1, "test": 0.1}
-GENE_CLASS = "gene_class"
-"""Name of the head that tells classes of genes."""
 
 
 @dataclass(frozen=True)
-class Classifier:
+class Classifier(ClassifierPictures):
     """Fine-tunes a model to tell the state of a cell or the class of a gene.
 
     Parameters
@@ -111,11 +110,6 @@ class Classifier:
         check_options("Classifier", vars(self), RULES)
         check_together(self.classifier, vars(self))
         finetune_options(self.training_args, self.classifier, self.ngpu, self.job_options)
-
-    @property
-    def head(self) -> str:
-        """Name of what is told: the column of the cells' states, or `gene_class`."""
-        return GENE_CLASS if self.cell_state_dict is None else str(self.cell_state_dict["state_key"])
 
     @property
     def _sizes(self) -> Mapping[str, float]:
@@ -307,7 +301,7 @@ class Classifier:
         Returns
         -------
         dict
-            `conf_matrix`, `macro_f1`, `acc`, `predictions` and `cells_without_a_class`.
+            `conf_matrix`, `macro_f1`, `acc`, `all_roc_metrics`, `predictions` and `cells_without_a_class`.
 
         Raises
         ------
