@@ -193,7 +193,7 @@ def _answers_png(
     names = [f"{short(classes[i], 24)} (n = {count_c[i]:,})" for i in there]
     with canvas(path, 3.4 + max(0.45 * c, 2.4), 1.6 + max(0.3 * len(there), 4)) as figure:
         axes = figure.subplots()
-        image = axes.imshow(probability_nc[order], cmap="magma", vmin=0, vmax=1, aspect="auto")
+        image = axes.imshow(probability_nc[order], cmap="magma", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
         axes.hlines(end_c[there][:-1] - 0.5, -0.5, c - 0.5, color="white", linewidth=1)
         axes.set_yticks((end_c - count_c / 2)[there] - 0.5, names, fontsize=8)
         axes.set_xticks(range(c), [short(name, 24) for name in classes], fontsize=8, rotation=90)
