@@ -23,6 +23,7 @@ from cellray.infer.predict import PredictConfig, predict_cells
 from cellray.infer.predictions import Predictions
 from cellray.model.checkpoint import ModelDirectory
 from cellray.model.heads import HeadSpec
+from cellray.train.finetune import FinetuneConfig
 from cellray.train.folds import TEST, TRAIN, VALIDATION
 from cellray.train.tasks.table import read_task
 from cellray.vocabulary import GeneVocabulary
@@ -217,6 +218,8 @@ def test_a_step_takes_cells_of_every_process() -> None:
         cc = Classifier("cell", cell_state_dict=STATES, **options)  # type: ignore[arg-type]
         found = finetune_options(cc.training_args, cc.classifier, cc.ngpu, cc.job_options)
         assert found["batch_size"] == cells
+        config = FinetuneConfig(corpus="c", model="m", task="t", output="o", **found)
+        assert (config.batch_size, config.epochs) == (cells, 10)
     for options in ({"training_args": {"per_device_train_batch_size": "8"}}, {"job_options": {"num_workers": "2"}}):
         with pytest.raises(InputError, match="must be a whole number from 1 on"):
             Classifier("cell", cell_state_dict=STATES, **options)  # type: ignore[arg-type]
