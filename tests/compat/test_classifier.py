@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from datasets import load_from_disk
+from sklearn.metrics import roc_auc_score
 
 from cellray.compat.geneformer import Classifier
 from cellray.compat.geneformer.cells import open_cells
@@ -22,6 +23,7 @@ from cellray.infer.predict import PredictConfig, predict_cells
 from cellray.infer.predictions import Predictions
 from cellray.model.checkpoint import ModelDirectory
 from cellray.model.heads import HeadSpec
+from cellray.train.finetune import FinetuneConfig
 from cellray.train.folds import TEST, TRAIN, VALIDATION
 from cellray.train.tasks.table import read_task
 from cellray.vocabulary import GeneVocabulary
@@ -139,10 +141,20 @@ def test_a_saved_model_is_evaluated(dataset: str, vocabulary: GeneVocabulary, tm
     right = (known["kind"] == known["obs.kind"]).to_numpy()
     assert found["acc"] == right.mean()
     assert found["cells_without_a_class"] == 10
+    area = roc_auc_score(known["obs.kind"] == "a", known["kind.probability.a"])
+    other = roc_auc_score(known["obs.kind"] == "b", known["kind.probability.b"])
+    assert found["all_roc_metrics"]["all_roc_auc"] == [pytest.approx((area + other) / 2)]
+    cc.plot_roc({"x": found["all_roc_metrics"]}, {}, "kinds", tmp_path, "y")
+    cc.plot_conf_mat({"x": found["conf_matrix"]}, tmp_path, "y")
+    cc.plot_predictions(tmp_path / "y_pred.csv", tmp_path / "ids.json", "kinds", tmp_path, "y")
+    assert {path.name for path in tmp_path.glob("*.png")} == {"y_roc_x.png", "y_conf_mat_x.png", "y_pred.png"}
     assert np.trace(found["conf_matrix"].to_numpy()) == right.sum()
     assert 0 <= found["macro_f1"] <= 1
     assert list(pd.read_csv(tmp_path / "y_pred.csv")["kind"]) == list(told["kind"])
-    cc.evaluate_saved_model(model, tmp_path / "ids.json", dataset, tmp_path, "z", predict=False)
+    Path(model).rename(tmp_path / "z.model")
+    official = tmp_path / "261123_geneformer_cellClassifier_z" / "ksplit1"
+    again = cc.evaluate_saved_model(official, tmp_path / "ids.pkl", dataset, tmp_path, "z", predict=False)
+    assert again["acc"] == found["acc"]
     assert not (tmp_path / "z_pred.csv").exists()
 
 
@@ -179,10 +191,38 @@ def test_a_notebook_of_gene_classes(dataset: str, vocabulary: GeneVocabulary, tm
 
 def test_training_arguments() -> None:
     given = {"learning_rate": 1e-4, "lr_scheduler_type": "cosine", "bf16": True, "save_steps": 3, "max_steps": -1}
-    assert finetune_options(given) == {"learning_rate": 1e-4, "schedule": "cosine", "precision": "bf16"}
-    assert finetune_options(None) == {}
+    found = {"learning_rate": 1e-4, "schedule": "cosine", "precision": "bf16"}
+    usual = {"batch_size": 12, "num_workers": (1, 1)}
+    assert finetune_options(given, "cell") == {**found, **usual, "epochs": 10}
+    assert finetune_options(None, "cell") == {**usual, "epochs": 10}
+    assert finetune_options({"load_best_model_at_end": False}, "gene") == {**usual, "epochs": 1}
+    assert finetune_options({"num_train_epochs": 3}, "gene") == {**usual, "epochs": 3}
+    assert finetune_options({"max_steps": 9}, "gene") == {**usual, "max_steps": 9}  # not cut off after an epoch
+    assert finetune_options(None, "gene", 1, {"max_steps": 9}) == {**usual, "max_steps": 9}
     with pytest.raises(InputError, match=r"training_args: must be some of .*; found 'adam_beta1'"):
         Classifier("cell", cell_state_dict=STATES, training_args={"adam_beta1": 0.8})
+    with pytest.raises(InputError, match=r"'load_best_model_at_end'\]: must be False: the last weights are kept"):
+        Classifier("cell", cell_state_dict=STATES, training_args={"load_best_model_at_end": True})
+
+
+def test_a_step_takes_cells_of_every_process() -> None:
+    per_device = {"per_device_train_batch_size": 5}
+    for options, cells in (
+        ({"training_args": per_device}, 5),
+        ({"training_args": per_device, "ngpu": 4}, 20),
+        ({"ngpu": 4}, 48),
+        ({"training_args": per_device, "job_options": {"num_workers": 3}}, 15),
+        ({"training_args": per_device, "job_options": {"num_workers": (1, 6)}}, 30),
+        ({"training_args": per_device, "ngpu": 4, "job_options": {"batch_size": 7}}, 7),
+    ):
+        cc = Classifier("cell", cell_state_dict=STATES, **options)  # type: ignore[arg-type]
+        found = finetune_options(cc.training_args, cc.classifier, cc.ngpu, cc.job_options)
+        assert found["batch_size"] == cells
+        config = FinetuneConfig(corpus="c", model="m", task="t", output="o", **found)
+        assert (config.batch_size, config.epochs) == (cells, 10)
+    for options in ({"training_args": {"per_device_train_batch_size": "8"}}, {"job_options": {"num_workers": "2"}}):
+        with pytest.raises(InputError, match="must be a whole number from 1 on"):
+            Classifier("cell", cell_state_dict=STATES, **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -235,5 +275,10 @@ def test_what_methods_refuse(dataset: str, tmp_path: Path) -> None:
     (tmp_path / "ids.pkl").write_bytes(pickle.dumps({0: "a", 1: "b"}))
     assert read_class_ids(tmp_path / "ids.pkl") == ["a", "b"]
     genes = Classifier("gene", gene_class_dict={"y": [GENES[0]]})
+    with pytest.raises(InputError, match=r"prepare_data\(test_size=\.\.\.\): is for classifier='cell'; found 0\.2"):
+        genes.prepare_data(dataset, *place, test_size=0.2)
+    for method in (cc.train_all_data, Classifier("cell", cell_state_dict=STATES).validate):
+        with pytest.raises(InputError, match=r"\(gene_balance=\.\.\.\): is for classifier='gene'; found True"):
+            method("model", dataset, "ids", *place, gene_balance=True)
     with pytest.raises(InputError, match="is for cells: genes are split, not cells"):
         genes.evaluate_saved_model("model", "ids", dataset, *place)

@@ -4,15 +4,19 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from cellray.compat.geneformer import EmbExtractor
+from cellray.compat.geneformer.pooled import vectors_of
+from cellray.compat.official_files import model_vocabulary
 from cellray.data.corpora.hf_dataset import export_dataset
 from cellray.errors import InputError
 from cellray.infer.embed import EmbedConfig, embed_cells
 from cellray.infer.results import Embeddings
 from cellray.infer.states import read_states
+from cellray.model.checkpoint import ModelDirectory
 from cellray.vocabulary import GeneVocabulary
 from tests.compat.conftest import clone, golden_dataset
 from tests.infer.tiny import corpus_in, model_in
@@ -66,9 +70,15 @@ def test_golden_genes(shared: Path, tmp_path: Path, generation: str) -> None:
     first = golden[f"{generation}_cells"][0]
     extractor = EmbExtractor(emb_mode="gene", filter_data={"name": [first]})
     table, vectors = extractor.extract_embs(model, dataset, tmp_path, "genes", output_torch_embs=True)
-    expected = np.sort(golden[f"{generation}_gene_layer-1_cell0"], axis=0)
-    if len(expected) == len(table):
-        assert np.abs(np.sort(table.to_numpy(), axis=0) - expected).max() < 1e-5
+    vocabulary = model_vocabulary(ModelDirectory.open(str(model)))
+    tokens = pq.read_table(shared / "golden" / f"tokens_{generation}.parquet").to_pandas().set_index("cell_id")
+    ids = tokens["input_ids"][first]
+    is_gene = np.isin(ids, list(vocabulary.gene_of_token))
+    expected = golden[f"{generation}_gene_layer-1_cell0"]
+    kept = expected if len(expected) == is_gene.sum() else expected[is_gene]  # special tokens are no genes
+    assert len(kept) == is_gene.sum() == len(table)
+    genes = [vocabulary.gene_of_token[token] for token in ids[is_gene]]
+    assert np.abs(table.loc[genes].to_numpy() - kept).max() < 1e-5
     assert table.index.str.startswith("ENSG").all()
     np.testing.assert_array_equal(vectors.numpy(), table.to_numpy())
 
@@ -146,13 +156,29 @@ def test_states(place: Place) -> None:
             extractor.get_state_embs(wrong, model, dataset, folder, "states")
 
 
+def test_a_table_is_drawn_from_its_csv_too(place: Place) -> None:
+    model, dataset, folder = place
+    table = EmbExtractor(emb_mode="cell", emb_label=["state"]).extract_embs(model, dataset, folder, "cells")
+    again = pd.read_csv(f"{folder}/cells.csv", index_col=0)
+    for found in (table, again, pd.read_csv(f"{folder}/cells.csv")):
+        np.testing.assert_allclose(vectors_of(found, ["state"]), table.iloc[:, :-1].to_numpy(), rtol=1e-6)
+    turned = again[again.columns[::-1]].rename(columns={"state": "2026"})  # a label may have a number for a name
+    np.testing.assert_allclose(vectors_of(turned, ["2026"]), table.iloc[:, :-1].to_numpy(), rtol=1e-6)
+    for wrong in (again[["state"]], again.drop(columns="3")):
+        with pytest.raises(InputError, match=r"embs: must have columns 0, 1, \.\.\. with the embedding; found"):
+            vectors_of(wrong, ["state"])
+
+
 @pytest.mark.chaos
 def test_pictures(place: Place) -> None:
     model, dataset, folder = place
     extractor = EmbExtractor(emb_mode="cell", emb_label=["state"], labels_to_plot=["state"])
     table = extractor.extract_embs(model, dataset, folder, "cells")
     extractor.plot_embs(table, "umap", folder, "cells")
-    assert Path(folder, "cells_umap_state.png").read_bytes().startswith(b"\x89PNG")
+    picture = Path(folder, "cells_umap_state.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    extractor.plot_embs(pd.read_csv(f"{folder}/cells.csv", index_col=0), "umap", folder, "cells")
+    assert Path(folder, "cells_umap_state.png").read_bytes() == picture
     with pytest.raises(InputError, match=r"found 'heatmap'\. Draw the table with scanpy"):
         extractor.plot_embs(table, "heatmap", folder, "cells")
     with pytest.raises(InputError, match="needs labels_to_plot that the table has"):
@@ -163,6 +189,8 @@ def test_pictures(place: Place) -> None:
     ("options", "message"),
     [
         ({"model_type": "Pretrained-Quantized"}, "Quantized weights are not read"),
+        ({"model_type": "MTLCellClassifier"}, "Models of the official multitask classifier are not read: train one of"),
+        ({"model_type": "Bert"}, "found 'Bert'. Choose one of them."),
         ({"emb_mode": "mean"}, "must be 'cls' or 'cell' or 'gene'"),
         ({"cell_emb_style": "max"}, "must be 'mean_pool'"),
         ({"emb_layer": -2}, "must be -1 or 0; found -2"),

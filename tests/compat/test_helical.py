@@ -141,6 +141,18 @@ def test_released_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert model_directory("models:/geneformer@best") == "models:/geneformer@best"
 
 
+def test_where_the_official_classifier_would_have_put_a_model(tmp_path: Path) -> None:
+    """Notebooks put the name together from the date and the prefix."""
+    theirs, ours = f"{tmp_path}/231121_geneformer_cellClassifier_my_cells", f"{tmp_path}/my_cells.model"
+    for name in (theirs, f"{theirs}/", f"{theirs}/ksplit1", f"{theirs}/ksplit1/"):
+        assert model_directory(name) == ours
+    assert model_directory("231121_geneformer_geneClassifier_g/ksplit1") == "g.model"
+    with pytest.raises(InputError, match="models of single folds are not kept; found ksplit2"):
+        model_directory(f"{theirs}/ksplit2/")
+    (Path(theirs) / "ksplit1").mkdir(parents=True)
+    assert model_directory(f"{theirs}/ksplit1/") == f"{theirs}/ksplit1/"  # a model of theirs
+
+
 def test_what_is_refused(
     vocabulary: GeneVocabulary, vocabulary_v2: GeneVocabulary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,7 +166,7 @@ def test_what_is_refused(
         Geneformer(config, model_config=config)
     with pytest.raises(InputError, match=r"the vocabulary must have <cls>"):
         Geneformer(GeneformerConfig(model, emb_mode="cls"))
-    with pytest.raises(InputError, match=r"output_attentions=\.\.\.\): must be False"):
+    with pytest.raises(InputError, match=r"output_attentions=.*must be False; found True\. Use jobs\.attention"):
         geneformer.get_embeddings(dataset, output_attentions=True)
     with pytest.raises(InputError, match="needs the column input_ids"):
         geneformer.get_embeddings({"tokens": []})

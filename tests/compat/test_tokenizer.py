@@ -88,15 +88,3 @@ def test_options_that_cannot_be_had(options: dict[str, object], message: str) ->
     with pytest.raises(InputError, match="TranscriptomeTokenizer") as caught:
         TranscriptomeTokenizer(**options)  # type: ignore[arg-type]
     assert message in str(caught.value)
-
-
-def test_dictionaries_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("CELLRAY_GENEFORMER", raising=False)
-    with pytest.raises(InputError, match="model_version V2: its dictionaries must be on this machine; found none"):
-        _ = TranscriptomeTokenizer().vocabulary
-    with pytest.raises(InputError, match="tokens and medians go together; found one of them alone"):
-        _ = TranscriptomeTokenizer(token_dictionary_file=tmp_path / "t.pkl").vocabulary
-    with pytest.raises(InputError, match=r"t\.pkl: the file must exist"):
-        _ = TranscriptomeTokenizer(
-            token_dictionary_file=tmp_path / "t.pkl", gene_median_file=tmp_path / "m.pkl"
-        ).vocabulary

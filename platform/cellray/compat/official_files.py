@@ -1,11 +1,13 @@
 """Released models and dictionaries by their names: where they lie on this machine. Nothing is downloaded.
 
 A model is named by a directory, an s3:// URI or `models:/NAME@ALIAS`, or by the name it was released under; that is
-looked up in a table of the caller's and in the folder of the environment variable `CELLRAY_GENEFORMER`. Released
-directories hold no vocabulary: their dictionaries are looked for around them, and tried by their number of tokens.
+looked up in a table of the caller's and in the folder of the environment variable `CELLRAY_GENEFORMER`; or by the
+directory where the official classifier would have put it. Released directories hold no vocabulary: their dictionaries
+are looked for around them, and tried by their number of tokens.
 """
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -28,6 +30,9 @@ _SAME = (
 )
 RELEASED: dict[str, tuple[str, ...]] = {name: names for names in _SAME for name in names}
 """Name of a released model to all names it has, or had: its folder bears one of them."""
+_TRAINED = re.compile(
+    r"(?P<place>.*/)?\d{6,}_geneformer_(cell|gene)Classifier_(?P<prefix>[^/]+?)(/ksplit(?P<split>\d+))?/?"
+)
 _DICTIONARY_FOLDERS = (".", "geneformer", "geneformer/gene_dictionaries_30m", "gene_dictionaries_30m", "v1", "v2", "v3")
 
 
@@ -37,17 +42,23 @@ def model_directory(name: str, models: Mapping[str, str] | None = None) -> str:
     Parameters
     ----------
     name
-        A directory or URI, `models:/...`, or a name of `RELEASED`.
+        A directory or URI, `models:/...`, a name of `RELEASED`, or `DIRECTORY/DATE_geneformer_cellClassifier_PREFIX`
+        with or without `/ksplit1`, which means our `DIRECTORY/PREFIX.model` where there is no such directory.
     models
         Names to directories, of the caller's.
 
     Raises
     ------
     InputError
-        A released model is not on this machine.
+        A released model is not on this machine, or a model of a single fold is asked for, which is not kept.
     """
     if models and name in models:
         return str(models[name])
+    if (trained := _TRAINED.fullmatch(name)) and not Path(name).exists():
+        if trained["split"] not in (None, "1"):
+            rule, fix = "models of single folds are not kept", "Name ksplit1: the model that all cells trained."
+            raise InputError(name, rule, f"ksplit{trained['split']}", fix)
+        return f"{trained['place'] or ''}{trained['prefix']}.model"
     if name not in RELEASED or Path(name).is_dir():
         return str(name)
     found = [path for home in _homes() for path in _named(home, RELEASED[name])]

@@ -4,7 +4,7 @@ Every option is either mapped to one of ours, or needs nothing, or is refused: n
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from cellray.errors import InputError
@@ -20,20 +20,25 @@ class Rule:
         Tells whether a value will do.
     rule, fix
         For the message, where it does not.
+    fixes
+        What to do in place of `fix` about some values, by the value.
     """
 
     allows: Callable[[Any], bool]
     rule: str
     fix: str
+    fixes: Mapping[str, str] = field(default_factory=dict)
 
 
 Rules = Mapping[str, Rule]
 
 
-def one_of(*values: object, fix: str = "Choose one of them.") -> Rule:
+def one_of(*values: object, fix: str = "Choose one of them.", fixes: Mapping[str, str] | None = None) -> Rule:
     """Allow some values; `True` is not 1."""
     shown = f"must be {' or '.join(repr(value) for value in values)}"
-    return Rule(lambda given: any(type(value) is type(given) and value == given for value in values), shown, fix)
+    return Rule(
+        lambda given: any(type(value) is type(given) and value == given for value in values), shown, fix, fixes or {}
+    )
 
 
 def whole_number(least: int, *, or_none: bool = False) -> Rule:
@@ -71,7 +76,8 @@ def check_options(owner: str, given: Mapping[str, Any], rules: Rules) -> None:
     """
     for name, rule in rules.items():
         if not rule.allows(given[name]):
-            raise InputError(f"{owner}({name}=...)", rule.rule, repr(given[name]), rule.fix)
+            fix = rule.fixes.get(str(given[name]), rule.fix)
+            raise InputError(f"{owner}({name}=...)", rule.rule, repr(given[name]), fix)
 
 
 NUMBER_OF_PROCESSES = whole_number(1)

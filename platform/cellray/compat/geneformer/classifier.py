@@ -1,6 +1,5 @@
 """`Classifier`: cell states or classes of genes, by the fine-tuning and prediction jobs."""
 
-import logging
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,11 +11,13 @@ import numpy as np
 from cellray import storage
 from cellray.compat.geneformer.cells import CellChoice, choose_rows, chosen_cells, open_cells
 from cellray.compat.geneformer.class_ids import read_class_ids, write_class_ids
-from cellray.compat.geneformer.classifier_options import RULES, check_methods, check_together
+from cellray.compat.geneformer.classifier_options import RULES, check_kind, check_methods, check_together
+from cellray.compat.geneformer.classifier_pictures import ClassifierPictures
 from cellray.compat.geneformer.classifier_results import of_predictions, of_report
 from cellray.compat.geneformer.classifier_tasks import write_task
 from cellray.compat.geneformer.files import output_path
-from cellray.compat.geneformer.labelled import Labelled, column_of, drawn, held_out, labelled, without_rare
+from cellray.compat.geneformer.labelled import Labelled, drawn, labelled, without_rare
+from cellray.compat.geneformer.prepared_parts import rows_of_parts
 from cellray.compat.geneformer.running import run_options
 from cellray.compat.geneformer.split_column import PART, read_split, with_parts
 from cellray.compat.geneformer.training_args import finetune_options
@@ -30,15 +31,11 @@ from cellray.infer.predict import PredictConfig, predict_cells
 from cellray.infer.predictions import Predictions
 from cellray.train.finetune import FinetuneConfig, finetune
 
-logger = logging.getLogger(__name__)
-
 SPLITS = {"train": 0.8, "valid": 0.1, "test": 0.1}
-GENE_CLASS = "gene_class"
-"""Name of the head that tells classes of genes."""
 
 
 @dataclass(frozen=True)
-class Classifier:
+class Classifier(ClassifierPictures):
     """Fine-tunes a model to tell the state of a cell or the class of a gene.
 
     Parameters
@@ -58,7 +55,8 @@ class Classifier:
     max_ncells, max_ncells_per_class
         Cells drawn at random, then so many of each class at most.
     training_args
-        Hugging Face training arguments; see `cellray.compat.geneformer.training_args`.
+        Hugging Face training arguments; see `cellray.compat.geneformer.training_args`. Default: 10 epochs for `cell`, 1
+        for `gene`, 12 cells a process and step.
     ray_config
         None: `jobs.tune` searches.
     freeze_layers
@@ -111,12 +109,7 @@ class Classifier:
     def __post_init__(self) -> None:
         check_options("Classifier", vars(self), RULES)
         check_together(self.classifier, vars(self))
-        finetune_options(self.training_args)
-
-    @property
-    def head(self) -> str:
-        """Name of what is told: the column of the cells' states, or `gene_class`."""
-        return GENE_CLASS if self.cell_state_dict is None else str(self.cell_state_dict["state_key"])
+        finetune_options(self.training_args, self.classifier, self.ngpu, self.job_options)
 
     @property
     def _sizes(self) -> Mapping[str, float]:
@@ -148,7 +141,7 @@ class Classifier:
         split_id_dict
             {"attr_key": COLUMN, "train": [values], "test": [values]}: cells are split by the values of a column.
         test_size
-            Share of each class that is held out, default: `split_sizes["test"]`.
+            Share of each class of cells that is held out, default: `split_sizes["test"]`. For genes None or 0.
         attr_to_split, attr_to_balance, max_trials, pval_threshold
             None; the numbers then need nothing. Split by `split_id_dict`.
 
@@ -160,14 +153,15 @@ class Classifier:
         Raises
         ------
         InputError
-            The dataset lacks a column or a class, or a part would be empty.
+            The dataset lacks a column or a class, a part would be empty, or an option cannot be had here.
         """
         check_methods("prepare_data", {"attr_to_split": attr_to_split, "attr_to_balance": attr_to_balance})
+        check_kind("prepare_data", self.classifier, test_size=test_size)
         with tempfile.TemporaryDirectory(prefix="cellray-") as folder:
             every = open_cells(str(input_data_file), f"{folder}/all", None, self.token_dictionary_file)
             cells = self._cells(every)
             share = self._sizes["test"] if test_size is None else test_size
-            parts = _parts(every, cells, split_id_dict, 0.0 if self.classifier == "gene" else share)
+            parts = rows_of_parts(every, cells, split_id_dict, 0.0 if self.classifier == "gene" else share)
             made = []
             for name, rows in parts.items():
                 corpus = chosen_cells(every, rows, f"{folder}/{name or 'whole'}")
@@ -201,13 +195,14 @@ class Classifier:
         save_eval_output
             Needs nothing: there is no evaluation.
         gene_balance
-            Rare classes weigh more, as many times as they are rarer.
+            Rare classes of genes weigh more, as many times as they are rarer; for cells False.
 
         Raises
         ------
         InputError
             Dataset, classes and model do not fit together, or the output holds something else.
         """
+        check_kind("train_all_data", self.classifier, gene_balance=gene_balance)
         split = {"folds": 1, "test_fraction": 0, "validation_fraction": 0}
         place = output_path(output_directory, output_prefix, "")
         return self._tuned(
@@ -265,6 +260,7 @@ class Classifier:
         given = {"attr_to_split": attr_to_split, "attr_to_balance": attr_to_balance}
         more = {"predict_trainer": predict_trainer, "debug_gene_split_datasets": debug_gene_split_datasets}
         check_methods("validate", {**given, **more, "n_hyperopt_trials": n_hyperopt_trials})
+        check_kind("validate", self.classifier, gene_balance=gene_balance)
         if self.num_crossval_splits == 0:
             rule, fix = "must be 1 or more to validate", "Use train_all_data, or set it."
             raise InputError("Classifier(num_crossval_splits=...)", rule, "0", fix)
@@ -305,7 +301,7 @@ class Classifier:
         Returns
         -------
         dict
-            `conf_matrix`, `macro_f1`, `acc`, `predictions` and `cells_without_a_class`.
+            `conf_matrix`, `macro_f1`, `acc`, `all_roc_metrics`, `predictions` and `cells_without_a_class`.
 
         Raises
         ------
@@ -355,10 +351,8 @@ class Classifier:
         gpu = bool(run_options(None)["gpus_per_actor"])
         options = {
             "freeze_layers": self.freeze_layers,
-            "num_workers": (self.ngpu, self.ngpu),
             "use_gpu": gpu,
-            **finetune_options(self.training_args),
-            **(self.job_options or {}),
+            **finetune_options(self.training_args, self.classifier, self.ngpu, self.job_options),
             **{"corpus": corpus.uri, "model": model, "task": task, "output": output},
         }
         finetune(make_config(FinetuneConfig, options, "Classifier"))
@@ -368,26 +362,3 @@ class Classifier:
 def model_directory_of(name: str | Path) -> str:
     """Return the directory, URI or registered name of a model."""
     return model_directory(str(name))
-
-
-def _parts(
-    corpus: Corpus, cells: Labelled, split_id_dict: Mapping[str, Any] | None, share: float
-) -> dict[str, np.ndarray[Any, np.dtype[np.int64]]]:
-    """Return the rows of each dataset that is written, by what its name ends in."""
-    if split_id_dict is None:
-        if share == 0:
-            return {"": cells.rows}
-        held_r = held_out(cells, share)
-        return {"_train": cells.rows[~held_r], "_test": cells.rows[held_r]}
-    if set(split_id_dict) != {"attr_key", "train", "test"}:
-        fix = "Write {'attr_key': COLUMN, 'train': [values], 'test': [values]}."
-        raise InputError("split_id_dict", "has the keys attr_key, train and test", f"{sorted(split_id_dict)}", fix)
-    value_r = column_of(corpus, str(split_id_dict["attr_key"]), "split_id_dict")[cells.rows]
-    found = {f"_{part}": cells.rows[np.isin(value_r, [*map(str, split_id_dict[part])])] for part in ("train", "test")}
-    lost = len(cells.rows) - sum(map(len, found.values()))
-    if lost:
-        logger.warning("%d of %d cells are in no part of split_id_dict and are left out", lost, len(cells.rows))
-    if empty := [part for part, rows in found.items() if not len(rows)]:
-        rule, fix = "every part needs cells", "Correct its values."
-        raise InputError("split_id_dict", rule, f"none in {', '.join(part.strip('_') for part in empty)}", fix)
-    return found

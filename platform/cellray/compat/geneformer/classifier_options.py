@@ -50,6 +50,27 @@ _METHODS = {
 }
 
 
+_ONE_KIND = {
+    "test_size": ("cell", "Leave it out: validate holds out genes, split_sizes['valid'] of them."),
+    "gene_balance": ("gene", "Leave it out, or use jobs.finetune with a task file (class_weights = 'balanced')."),
+}
+"""Options of methods that mean something for one kind of classifier alone."""
+
+
+def check_kind(method: str, classifier: str | None, **given: object) -> None:
+    """Check options that are for cells or for genes alone.
+
+    Raises
+    ------
+    InputError
+        One is set, and the classifier is of the other kind.
+    """
+    for name, value in given.items():
+        kind, fix = _ONE_KIND[name]
+        if value and classifier != kind:
+            raise InputError(f"{method}({name}=...)", f"is for classifier={kind!r}", repr(value), fix)
+
+
 def check_methods(method: str, given: Mapping[str, Any]) -> None:
     """Check options of a method; see `cellray.compat.options.check_options`."""
     check_options(method, given, {name: _METHODS[name] for name in given})

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from cellray import schema, storage
 from cellray.compat.official_files import model_vocabulary
-from cellray.errors import InputError
+from cellray.errors import InputError, listing
 from cellray.models import open_model
 from cellray.vocabulary import GeneVocabulary, read_official
 
@@ -19,13 +19,18 @@ def read_dictionaries(
     Raises
     ------
     InputError
-        A file is missing or another thing, or cells are to be encoded without medians.
+        A file is missing or another thing, cells are to be encoded without medians, or a `vocabulary.json` is to be
+        changed by further files.
     """
     if tokens is not None and str(tokens).endswith(".json"):
+        if further := [str(file) for file in (medians, names, mapping) if file is not None]:
+            fix = "Leave the other files out, or name released pickles: a vocabulary.json holds all of theirs."
+            raise InputError(str(tokens), "a vocabulary.json is named alone", listing(further), fix)
         return GeneVocabulary.load(str(tokens))
     if tokens is None or medians is None:
         fix = "Name token_dictionary_file and gene_median_file, or a vocabulary.json as token_dictionary_file."
-        found = "one of them alone" if tokens or medians else "none"
+        given = [str(file) for file in (tokens, medians, names, mapping) if file is not None]
+        found = f"{listing(given)} alone" if given else "none"
         raise InputError("dictionaries", "tokens and medians go together", found, fix)
     named, mapped = (None if file is None else Path(file) for file in (names, mapping))
     return read_official(Path(tokens), Path(medians), named, mapped, input_size)

@@ -12,7 +12,7 @@ import pandas as pd
 from cellray import storage
 from cellray.compat.geneformer.cells import CellChoice, choose_rows, chosen_cells, open_cells
 from cellray.compat.geneformer.files import output_path, write_csv
-from cellray.compat.geneformer.pooled import SUMMARIES, Table, mean_of_genes
+from cellray.compat.geneformer.pooled import SUMMARIES, Table, mean_of_genes, vectors_of
 from cellray.compat.geneformer.running import COMMON, ONLY_MEAN, run_options
 from cellray.compat.geneformer.states import CellStates
 from cellray.compat.official_files import model_directory
@@ -199,7 +199,7 @@ class EmbExtractor:
         Parameters
         ----------
         embs
-            What `extract_embs` returned, with labels.
+            What `extract_embs` returned, with labels, or the same read from its CSV.
         plot_style
             `umap`.
         output_directory, output_prefix
@@ -212,7 +212,7 @@ class EmbExtractor:
         Raises
         ------
         InputError
-            There is no label, or another style is asked for.
+            There is no label or no embedding, or another style is asked for.
         """
         from cellray.plots import umap_png
 
@@ -222,7 +222,7 @@ class EmbExtractor:
         if not labels:
             raise InputError("plot_embs", "needs labels_to_plot that the table has", "none", "Set emb_label as well.")
         some = embs.sample(min(len(embs), max_ncells_to_plot), random_state=0)
-        vectors_nd = some[[name for name in some if isinstance(name, int)]].to_numpy(np.float32)
+        vectors_nd = vectors_of(some, self.emb_label or ())
         for label in labels:
             with storage.atomic_file(output_path(output_directory, output_prefix, f"_umap_{label}.png")) as path:
                 umap_png(vectors_nd, some[label], path, f"{output_prefix}: {label}")

@@ -1,6 +1,6 @@
 """Embeddings as tables: of cells with labels, of genes over cells, summed up. Numpy and pandas only."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from cellray import schema
 from cellray.data.corpora.corpus import read_rows
+from cellray.errors import InputError, listing
 from cellray.infer.results import Embeddings
 from cellray.vocabulary import GeneVocabulary
 
@@ -49,6 +50,21 @@ class Table:
     def summarised(self, name: str) -> "Table":
         """Return the summary over all rows, a row with its name."""
         return Table(SUMMARIES[name](self.vectors_nd)[None].astype(np.float32), index=[name])
+
+
+def vectors_of(frame: pd.DataFrame, labels: Collection[str]) -> NDArray[np.float32]:
+    """Return the embeddings of a table, fresh or read from its CSV, where columns are `"0"`, `"1"`, ... Rows x hidden.
+
+    Raises
+    ------
+    InputError
+        It has no such columns.
+    """
+    places = {int(str(name)): i for i, name in enumerate(frame) if str(name).isdecimal() and name not in labels}
+    if not places or sorted(places) != list(range(len(places))):
+        found = listing(frame.columns)
+        raise InputError("embs", "must have columns 0, 1, ... with the embedding", found, "Give extract_embs' table.")
+    return frame.iloc[:, [places[i] for i in range(len(places))]].to_numpy(np.float32)
 
 
 def mean_of_genes(embeddings: Embeddings, vocabulary: GeneVocabulary) -> Table:

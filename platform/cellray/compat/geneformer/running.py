@@ -8,13 +8,15 @@ import torch
 from cellray.compat.options import NUMBER_OF_PROCESSES, instance, one_of, whole_number
 
 ONLY_MEAN = one_of("mean_pool")
+_QUANTIZED = "Quantized weights are not read: use the released ones, with job_options={'precision': 'bf16'} in screens."
+_NOT_READ = {
+    "Pretrained-Quantized": _QUANTIZED,
+    "MTLCellClassifier-Quantized": _QUANTIZED,
+    "MTLCellClassifier": "Models of the official multitask classifier are not read: train one of ours, with a task "
+    "file of several heads and jobs.finetune, and leave model_type out: its directory tells its kind.",
+}
 COMMON = {
-    "model_type": one_of(
-        "Pretrained",
-        "CellClassifier",
-        "GeneClassifier",
-        fix="Quantized weights are not read: use the released ones, with job_options={'precision': 'bf16'} in screens.",
-    ),
+    "model_type": one_of("Pretrained", "CellClassifier", "GeneClassifier", fixes=_NOT_READ),
     "num_classes": whole_number(0),
     "cell_emb_style": ONLY_MEAN,
     "filter_data": instance(Mapping, type(None), what="a dict of a column to values, or None"),

@@ -44,7 +44,8 @@ class TranscriptomeTokenizer:
     model_version
         `V1` or `V2`: which dictionaries of the folder `CELLRAY_GENEFORMER`, where no files are named.
     gene_median_file, token_dictionary_file, gene_mapping_file
-        Released pickles; `token_dictionary_file` may be a `vocabulary.json` of ours, which holds all three.
+        Released pickles, the first two together; or a `vocabulary.json` of ours, which holds all three, as
+        `token_dictionary_file` alone.
     job_options
         Of ours: further options of `jobs.tokenize_corpus`, as {"matrix": "layers/counts"}.
 
@@ -78,12 +79,13 @@ class TranscriptomeTokenizer:
         Raises
         ------
         InputError
-            They are not there, or have special tokens although there shall be none, or the other way round.
+            They are not there, some of the files are named without those they need, or they have special tokens
+            although there shall be none, or the other way round.
         """
-        if self.token_dictionary_file is None and self.gene_median_file is None:
+        files = (self.token_dictionary_file, self.gene_median_file, None, self.gene_mapping_file)
+        if all(file is None for file in files):
             found = released_vocabulary(self.model_version.lower(), self.model_input_size)
         else:
-            files = (self.token_dictionary_file, self.gene_median_file, None, self.gene_mapping_file)
             found = read_dictionaries(*files, input_size=self.model_input_size)
         has = CLS in found.special_tokens
         if self.special_token not in (None, has):

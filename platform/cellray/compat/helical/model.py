@@ -134,7 +134,7 @@ class Geneformer:
         dataset
             What `process_data` returned, or anything with a column `input_ids`, as a `datasets.Dataset`.
         output_attentions
-            False: attentions of all cells do not fit into memory.
+            False: attentions of all cells do not fit into memory; `jobs.attention` writes them.
         output_genes
             Also return the genes of each cell, in the order of their tokens.
 
@@ -150,7 +150,7 @@ class Geneformer:
             The dataset is of another vocabulary, or attentions are asked for.
         """
         if output_attentions:
-            fix = "Ask for single layers and genes with transformers; the model directory loads there as it is."
+            fix = "Use jobs.attention (--layers, --heads, --top-k), which writes them cell by cell."
             raise InputError("get_embeddings(output_attentions=...)", "must be False", "True", fix)
         rows = token_rows(dataset, self.vocabulary, self.input_size)
         genes = self._genes(rows) if output_genes or self.configurer.emb_mode == PER_GENE else []
