@@ -1,6 +1,7 @@
 """Fixtures shared by all tests: one local Ray, small files of counts, the optional folder of real data."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -31,6 +32,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "ray_session" in getattr(item, "fixturenames", ()) or item.get_closest_marker("own_ray"):
             item.add_marker(pytest.mark.xdist_group(RAY))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interruptible() -> None:
+    """Ctrl-C means here, and in processes started here, what it means in a terminal; xdist's processes ignore it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

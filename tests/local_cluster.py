@@ -16,7 +16,7 @@ from typing import Self
 from tests.conftest import REPOSITORY
 
 BIN = Path(sys.executable).parent
-_START_S = 60.0
+_START_S = 180.0
 _MEMORY = ("--object-store-memory", "200000000")
 
 
@@ -52,12 +52,19 @@ class LocalCluster:
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Self:
+        try:
+            self._begin()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def _begin(self) -> None:
         ports = ("--port", str(self._port), "--dashboard-host", "127.0.0.1", "--dashboard-port", str(self._dashboard))
         self._start("--head", *ports, "--num-cpus", "0")
         self._wait_for_jobs()
         for _ in range(self._nodes):
             self._start("--address", f"127.0.0.1:{self._port}", "--num-cpus", "1")
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         for process in reversed(self._processes):

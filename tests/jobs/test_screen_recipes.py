@@ -122,6 +122,7 @@ def test_between_disease_and_health_with_a_classifier(place: Path, recipe: str, 
         assert np.allclose(own, rows.groupby("genes")[measure].mean().reindex(found.index), atol=1e-6)
 
 
+@pytest.mark.chaos
 @pytest.mark.usefixtures("ray_session")
 def test_the_same_on_ray(place: Path) -> None:
     here, _ = run_commands("finetuned_treatment", place, "--actors", "0", "--threads", "1", name=".again")
