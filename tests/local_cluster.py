@@ -17,7 +17,8 @@ from tests.conftest import REPOSITORY
 
 BIN = Path(sys.executable).parent
 _START_S = 180.0
-_MEMORY = ("--object-store-memory", "200000000")
+# The agent's own default is one fixed port within the range that clients' sockets take theirs from.
+_NODE = ("--object-store-memory", "200000000", "--dashboard-agent-listen-port", "0")
 
 
 def free_port() -> int:
@@ -79,7 +80,7 @@ class LocalCluster:
         log = (self._folder / f"node{len(self._processes)}.log").open("wb")
         self._processes.append(
             subprocess.Popen(
-                [BIN / "ray", "start", "--block", "--disable-usage-stats", *_MEMORY, *options],
+                [BIN / "ray", "start", "--block", "--disable-usage-stats", *_NODE, *options],
                 env=self.environment,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -91,9 +92,10 @@ class LocalCluster:
     def _wait_for_jobs(self) -> None:
         """Wait until the head takes jobs: some seconds after it answers."""
         until = time.monotonic() + _START_S
-        while self.ray("job", "submit", "--address", self.dashboard, "--", "true").returncode:
-            assert time.monotonic() < until, (self._folder / "node0.log").read_text()
-            assert self._processes[0].poll() is None, (self._folder / "node0.log").read_text()
+        while (job := self.ray("job", "submit", "--address", self.dashboard, "--", "true")).returncode:
+            said = f"{job.stdout}{job.stderr}\n{(self._folder / 'node0.log').read_text()}"
+            assert time.monotonic() < until, said
+            assert self._processes[0].poll() is None, said
 
     def kill_node(self) -> None:
         """Kill all processes of the last node at once, as a machine that is lost."""
