@@ -26,12 +26,17 @@ GENES = [f"ENSG{i:011d}" for i in range(1, 41)]
 RAY = "ray"
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks for the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """Keep all tests that use Ray in one process: two Rays at work on two cores stall each other."""
-    for item in items:
-        if "ray_session" in getattr(item, "fixturenames", ()) or item.get_closest_marker("own_ray"):
-            item.add_marker(pytest.mark.xdist_group(RAY))
+    if "ray_session" in getattr(item, "fixturenames", ()) or item.get_closest_marker("own_ray"):
+        item.add_marker(pytest.mark.xdist_group(RAY))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Refuse versions of pytest and xdist that do not work together: groups would be passed over in silence."""
+    if getattr(session.config.option, "loadgroup", False):
+        for item in session.items:
+            assert not item.get_closest_marker("xdist_group") or item.nodeid.endswith(f"@{RAY}"), item.nodeid
 
 
 @pytest.fixture(scope="session", autouse=True)
