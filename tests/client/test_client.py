@@ -174,7 +174,10 @@ def test_one_version_of_the_model_answers_all_cells(
     assert "the model was replaced meanwhile; 2 requests are sent again" in caplog.text
 
 
-def test_a_model_that_never_stays_is_an_error(server: Standin, cells: anndata.AnnData) -> None:
+def test_a_model_that_never_stays_is_an_error(
+    server: Standin, cells: anndata.AnnData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cellray.client.sending._PAUSE_S", 0.01)
     server.digests = [f"version {i}" for i in range(99)]
     with Client(server.url, in_flight=1) as client, pytest.raises(ModelChangedError, match="Ask again"):
         client.embed(cells)
