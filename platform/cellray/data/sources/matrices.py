@@ -156,7 +156,7 @@ class DenseRows:
     """
 
     def __init__(self, array: Any, *, transposed: bool = False) -> None:  # noqa: ANN401
-        self._array, self._transposed = array, transposed
+        self._array, self._transposed = fast_array(array), transposed
         rows, columns = (int(n) for n in array.shape)
         self.shape = (columns, rows) if transposed else (rows, columns)
         self._chunk = int(array.chunks[1 if transposed else 0]) if array.chunks else 1  # cells of a chunk
@@ -168,7 +168,7 @@ class DenseRows:
         first = start
         while first < stop:
             last = min(first - first % step + step, stop)
-            dense = self._array[:, first:last].T if self._transposed else self._array[first:last]
+            dense = self._array[:, first:last].T if self._transposed else self._array[first:last, :]
             matrix = sparse.csr_matrix(native(np.asarray(dense)))
             yield CountBlock(matrix.data, matrix.indices, matrix.indptr, self.shape[1], first)
             first = last
