@@ -17,7 +17,7 @@ from cellray.data.session import own_error_within, root_cause
 from cellray.errors import InputError, StorageError
 from serving.access import AccessError
 from serving.answers import ModelChangedError, TooMuchError
-from serving.batcher import ComputeError, QueueClosedError
+from serving.batcher import ComputeError
 
 logger = logging.getLogger("ray.serve")
 
@@ -100,7 +100,7 @@ def is_lost(error: BaseException) -> bool:
     from ray.serve.exceptions import ReplicaUnavailableError
 
     dead = (RayActorError, WorkerCrashedError, NodeDiedError, LocalRayletDiedError, ObjectLostError)
-    return isinstance(error, (*dead, ReplicaUnavailableError, QueueClosedError))
+    return isinstance(error, (*dead, ReplicaUnavailableError))
 
 
 def _invalid(error: BaseException) -> HttpError:

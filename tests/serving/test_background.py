@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow as pa
 import pytest
+from ray.exceptions import ActorDiedError
 
 from cellray.api.schema import CellNote, ModelStamp
 from cellray.data.collate import TokenRows
@@ -15,7 +16,6 @@ from cellray.errors import InputError
 from cellray.shift_schema import shift_schema
 from serving.answers import ModelChangedError, Piece, ScreenPlan, Tabled
 from serving.background import Jobs
-from serving.batcher import QueueClosedError
 from serving.config import Limits, ModelOptions
 from serving.draining import InFlight
 from serving.faults import HttpError
@@ -108,7 +108,7 @@ def test_the_strongest_of_all_pieces_are_kept() -> None:
         (ModelChangedError("m/1 was replaced by m/2"), "replaced by m/2"),
         (InputError("m", "a rule", "no", "Mend it."), "a rule; found no"),
         (TimeoutError(), "not answered in time (job_step_s is 600), 6 times"),
-        (QueueClosedError("the replica stops"), "the replica that computed this was lost"),
+        (ActorDiedError(), "the replica that computed this was lost"),
     ],
 )
 def test_a_job_that_fails_says_why(error: Exception, said: str) -> None:

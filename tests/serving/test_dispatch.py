@@ -8,7 +8,7 @@ from ray.exceptions import ActorDiedError, ObjectLostError, OwnerDiedError, RayT
 from ray.serve.exceptions import ReplicaUnavailableError
 
 from cellray.errors import InputError
-from serving.batcher import ComputeError, QueueClosedError
+from serving.batcher import ComputeError
 from serving.dispatch import ask
 from serving.faults import answerable
 
@@ -18,7 +18,6 @@ LOST = [
     ObjectLostError("ab", None, ""),
     OwnerDiedError("ab", None, ""),
     ReplicaUnavailableError("it starts"),
-    QueueClosedError("the replica stops"),
 ]
 
 
