@@ -93,6 +93,16 @@ def test_pieces_fit_the_limits(server: Standin, cells: anndata.AnnData, wanted_n
     assert max(len(body) for body in server.bodies) < 40  # the body decides
 
 
+def test_no_request_needs_more_than_half_of_the_queue(
+    server: Standin, cells: anndata.AnnData, wanted_nd: np.ndarray
+) -> None:
+    server.limits = {"max_queued_cells": 9}
+    with Client(server.url) as client:
+        equal(client.embed(cells), wanted_nd)
+        client.perturb(cells[:20])
+    assert {len(body) for body in server.bodies} == {4, 2}
+
+
 def test_limits_that_were_lowered_since_are_found_out(
     server: Standin, cells: anndata.AnnData, wanted_nd: np.ndarray
 ) -> None:

@@ -93,7 +93,7 @@ class Local:
         self.app = make_app(self.service)
 
     async def __aenter__(self) -> httpx2.AsyncClient:
-        known = self.service._info(await self.model.describe())
+        known = self.service._info("m", await self.model.describe())
         self.service._known["m"] = (time.monotonic(), known)
         self._client = httpx2.AsyncClient(transport=httpx2.ASGITransport(app=self.app), base_url="http://127.0.0.1")
         return self._client

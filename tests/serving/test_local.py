@@ -60,3 +60,26 @@ def test_names_of_genes_are_limited_in_each_form(tmp_path: Any) -> None:  # noqa
             assert (await post(url, content=packed["small"], headers=binary)).status_code == 200
 
     asyncio.run(ask())
+
+
+def test_models_tell_all_limits_that_clients_need() -> None:
+    async def ask() -> dict[str, float]:
+        async with Local({"genes_per_request": 3}, {"max_queued_cells": 5}) as client:
+            [model] = (await client.get("/v1/models")).json()["models"]
+            return dict(model["limits"])
+
+    assert asyncio.run(ask()) == {
+        "body_mb": 64,
+        "json_mb": 16,
+        "response_mb": 256,
+        "cells_per_request": 1024,
+        "genes_per_cell": 65_536,
+        "genes_per_request": 3,
+        "counts_per_request": 8_000_000,
+        "max_queued_cells": 5,
+        "perturbation_tokens": 200_000,
+        "job_tokens": 2_000_000_000,
+        "jobs_per_key": 16,
+        "job_ttl_s": 3600,
+        "request_timeout_s": 120,
+    }
