@@ -4,9 +4,11 @@ import asyncio
 import logging
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from fastapi import Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
@@ -105,7 +107,15 @@ def is_lost(error: BaseException) -> bool:
 
 def _invalid(error: BaseException) -> HttpError:
     assert isinstance(error, ValidationError)
-    problems = error.errors(include_url=False, include_input=False, include_context=False)
+    return _problems(error.errors(include_url=False, include_input=False, include_context=False))
+
+
+def _parameter(error: BaseException) -> HttpError:
+    assert isinstance(error, RequestValidationError)
+    return _problems([{**each, "loc": each["loc"][1:]} for each in error.errors()])  # without `query` or `header`
+
+
+def _problems(problems: Sequence[Any]) -> HttpError:
     told = [f"{'.'.join(map(str, each['loc'])) or 'body'}: {each['msg']}"[:300] for each in problems[:_SHOWN]]
     more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
     return HttpError(422, "invalid_request", "; ".join([*told, *more]))
@@ -144,6 +154,7 @@ def _timeout(error: BaseException) -> HttpError:
 
 _TRANSLATED: dict[type[BaseException], Callable[[BaseException], HttpError]] = {
     ValidationError: _invalid,
+    RequestValidationError: _parameter,
     TooMuchError: _too_much,
     AccessError: _access,
     HTTPException: _starlette,

@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any
 
+import httpx2
 import numpy as np
 
 from cellray.api import wire
@@ -83,3 +84,14 @@ def test_models_tell_all_limits_that_clients_need() -> None:
         "job_ttl_s": 3600,
         "request_timeout_s": 120,
     }
+
+
+def test_a_wrong_parameter_is_an_error_like_any_other() -> None:
+    async def ask() -> httpx2.Response:
+        async with Local() as client:
+            return await client.post("/v1/cells?draw=-1", content=b"", headers={"content-type": wire.H5AD})
+
+    answer = asyncio.run(ask())
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (422, "invalid_request")
+    assert error["message"] == "draw: Input should be greater than or equal to 0"
