@@ -11,6 +11,7 @@ import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, get_args
 
 from cellray.api.schema import JobState, JobStatus
@@ -30,13 +31,15 @@ class _Job:
     work: Work
     owner: str
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     state: JobState = "queued"
     ended: float = 0.0
     result: Tabled | None = None
     error: str | None = None
     task: "asyncio.Task[None] | None" = None
 
-    def status(self) -> JobStatus:
+    def status(self, *, named: bool = False) -> JobStatus:
+        """Return how far it is; `named`: and whose it is."""
         done, total, left = self.work.done, max(1, self.work.plan.perturbations), None
         if self.state == "running" and done:
             left = round((total - done) * (time.monotonic() - self.work.begun) / done, 1)
@@ -49,6 +52,8 @@ class _Job:
             seconds_left=left,
             result=f"/v1/jobs/{self.id}/result" if self.state == "done" else None,
             error=self.error,
+            created=self.created,
+            key=self.owner if named else None,
         )
 
 
@@ -122,20 +127,25 @@ class Jobs:
         job.task = asyncio.create_task(self._run(job))
         return job.status()
 
-    async def status(self, job_id: str, owner: str) -> JobStatus:
+    async def status(self, job_id: str, owner: str | None) -> JobStatus:
         """Return how far a job is.
+
+        Parameters
+        ----------
+        owner
+            Who asks; None: one who may see everybody's jobs, and whose they are.
 
         Raises
         ------
         HttpError
             404: there is none of this id, or it is another's.
         """
-        return self._find(job_id, owner).status()
+        return self._find(job_id, owner).status(named=owner is None)
 
-    async def all(self, owner: str) -> list[JobStatus]:
-        """Return the owner's jobs, the oldest first."""
+    async def all(self, owner: str | None) -> list[JobStatus]:
+        """Return the owner's jobs, or everybody's if it is None, the oldest first."""
         self._forget()
-        return [job.status() for job in self._jobs.values() if job.owner == owner]
+        return [job.status(named=owner is None) for job in self._jobs.values() if owner in (None, job.owner)]
 
     async def result(self, job_id: str, owner: str) -> tuple[Tabled, str]:
         """Return the result of a job that is done.
@@ -154,8 +164,8 @@ class Jobs:
             )
         return job.result, job.id
 
-    async def cancel(self, job_id: str, owner: str) -> JobStatus:
-        """Stop a job, or drop the result of one that is done.
+    async def cancel(self, job_id: str, owner: str | None) -> JobStatus:
+        """Stop a job, or forget one that has ended; see `status` for `owner`.
 
         Raises
         ------
@@ -169,12 +179,12 @@ class Jobs:
                 job.task.cancel()
         else:
             del self._jobs[job.id]
-        return job.status()
+        return job.status(named=owner is None)
 
-    def _find(self, job_id: str, owner: str) -> _Job:
+    def _find(self, job_id: str, owner: str | None) -> _Job:
         self._forget()
         job = self._jobs.get(job_id)
-        if job is None or job.owner != owner:
+        if job is None or owner not in (None, job.owner):
             raise HttpError(404, "not_found", "there is no such job, or no longer")
         return job
 

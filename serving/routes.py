@@ -69,13 +69,13 @@ def make_app(service: Service) -> FastAPI:
     return app
 
 
-def _allow(service: Service, scope: Scope | None) -> Callable[[Request], Awaitable[Caller]]:
-    """Return the dependency that lets callers of a scope in, before the body is read."""
+def _allow(service: Service, *scopes: Scope) -> Callable[[Request], Awaitable[Caller]]:
+    """Return the dependency that lets callers of any of some scopes in, before the body is read; none: any key."""
 
     async def allow(request: Request) -> Caller:
         client = request.client.host if request.client else ""
         try:
-            caller = service.gate.admit(request.headers, scope, client)
+            caller = service.gate.admit(request.headers, scopes, client)
         except AccessError as error:
             request.scope[NOTES]["caller"] = error.caller
             raise
@@ -106,7 +106,7 @@ def _add_health(app: FastAPI, service: Service) -> None:
 def _add_models(app: FastAPI, service: Service) -> None:
     embed, perturb = _allow(service, "embed"), _allow(service, "perturb")
 
-    @app.get("/v1/models", tags=["models"], responses=errors(*OF_KEYS), dependencies=[Depends(_allow(service, None))])
+    @app.get("/v1/models", tags=["models"], responses=errors(*OF_KEYS), dependencies=[Depends(_allow(service))])
     async def models() -> ModelsResponse:
         """List the models, what they can be asked, and the limits."""
         return ModelsResponse(models=service.infos())
@@ -179,19 +179,22 @@ async def _perturbed(
 
 
 def _add_jobs(app: FastAPI, service: Service) -> None:
-    perturb = _allow(service, "perturb")
-    Owner = Annotated[Caller, Depends(perturb)]  # noqa: N806  # a type
+    Owner = Annotated[Caller, Depends(_allow(service, "perturb"))]  # noqa: N806  # a type
+    Looker = Annotated[Caller, Depends(_allow(service, "perturb", "admin"))]  # noqa: N806
+
+    def whose(caller: Caller) -> str | None:
+        return None if caller.is_admin else caller.name
 
     @app.get("/v1/jobs", tags=["jobs"], responses=errors(*OF_KEYS, 503, 504))
-    async def jobs(caller: Owner) -> list[JobStatus]:
-        """List the caller's jobs."""
-        found: list[JobStatus] = await service.ask_jobs("all", caller.name)
+    async def jobs(caller: Looker) -> list[JobStatus]:
+        """List the caller's jobs, the oldest first; with the scope admin everybody's, with the names of their keys."""
+        found: list[JobStatus] = await service.ask_jobs("all", whose(caller))
         return found
 
     @app.get("/v1/jobs/{job_id}", tags=["jobs"], responses=errors(*OF_KEYS, 404, 422, 503, 504))
-    async def job(job_id: str, caller: Owner) -> JobStatus:
-        """Tell how far a job is."""
-        found: JobStatus = await service.ask_jobs("status", job_id, caller.name)
+    async def job(job_id: str, caller: Looker) -> JobStatus:
+        """Tell how far a job is: one's own, with the scope admin anybody's."""
+        found: JobStatus = await service.ask_jobs("status", job_id, whose(caller))
         return found
 
     @app.get(
@@ -201,16 +204,16 @@ def _add_jobs(app: FastAPI, service: Service) -> None:
         responses=errors(*OF_KEYS, 404, 406, 409, 422, 503, 504),
     )
     async def result(job_id: str, request: Request, caller: Owner) -> Response:
-        """Return the result of a job that is done."""
+        """Return the result of one's own job that is done."""
         binary = wants_binary(request)
         found, _ = await service.ask_jobs("result", job_id, caller.name)
         body = await asyncio.to_thread(tables.perturbation_body, found, binary=binary)
         return Response(body, media_type=ARROW_STREAM if binary else JSON)
 
     @app.delete("/v1/jobs/{job_id}", tags=["jobs"], responses=errors(*OF_KEYS, 404, 422, 503, 504))
-    async def cancel(job_id: str, caller: Owner) -> JobStatus:
-        """Cancel a job, or drop the result of one that is done."""
-        found: JobStatus = await service.ask_jobs("cancel", job_id, caller.name)
+    async def cancel(job_id: str, caller: Looker) -> JobStatus:
+        """Cancel a job, or forget one that has ended: one's own, with the scope admin anybody's."""
+        found: JobStatus = await service.ask_jobs("cancel", job_id, whose(caller))
         return found
 
 

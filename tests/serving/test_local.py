@@ -1,13 +1,17 @@
 """The HTTP side by itself: what its endpoints refuse and tell, whatever model stands behind it."""
 
 import asyncio
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import numpy as np
 
 from cellray.api import wire
-from tests.serving.local import Local
+from serving.key_gate import KeyFile, KeyGate
+from serving.keys import Key, append_key, digest_of, new_key
+from tests.serving.local import CELLS, Local
 
 
 def table(genes: int) -> wire.CellTable:
@@ -26,39 +30,25 @@ def as_json(cells: wire.CellTable, *, shared: bool) -> dict[str, Any]:
     return {"model": "m", "cells": [{"id": str(i), "genes": own[i], "counts": [1] * half} for i in (0, 1)]}
 
 
-def h5ad(cells: wire.CellTable, folder: Any) -> bytes:  # noqa: ANN401  # pytest's path
-    import anndata
-    import pandas as pd
-    from scipy import sparse
-
-    x_ng = sparse.csr_matrix((cells.counts, cells.columns, cells.indptr), (2, len(cells.genes)))
-    obs, var = pd.DataFrame(index=list(cells.ids)), pd.DataFrame(index=list(cells.genes))
-    anndata.AnnData(x_ng, obs=obs, var=var).write_h5ad(folder / "cells.h5ad")
-    return bytes((folder / "cells.h5ad").read_bytes())
-
-
-def test_names_of_genes_are_limited_in_each_form(tmp_path: Any) -> None:  # noqa: ANN401
-    """Four names, in whatever way they come; with three all is well."""
+def test_names_of_genes_are_limited_in_each_form() -> None:
+    """Four names are too many, in whatever way they come; two are not."""
     small, large = table(2), table(4)
-    packed = {name: wire.pack_cells(each, {"model": "m"}) for name, each in (("small", small), ("large", large))}
 
     async def ask() -> None:
         async with Local({"genes_per_request": 3}) as client:
-            post, binary, file = client.post, {"content-type": wire.CELLS}, {"content-type": wire.H5AD}
-            url, body = "/v1/embeddings", h5ad(large, tmp_path)
+            url, binary = "/v1/embeddings", {"content-type": wire.CELLS}
             refused = [
-                await post(url, json=as_json(large, shared=False)),
-                await post(url, json=as_json(large, shared=True)),
-                await post(url, content=packed["large"], headers=binary),
-                await post(f"{url}?model=m", content=body, headers=file),
-                await post("/v1/cells", content=body, headers=file),
+                await client.post(url, json=as_json(large, shared=False)),
+                await client.post(url, json=as_json(large, shared=True)),
+                await client.post(url, content=wire.pack_cells(large, {"model": "m"}), headers=binary),
             ]
             for answer in refused:
                 error = answer.json()["error"]
                 assert (answer.status_code, error["limit"]) == (422, {"name": "genes_per_request", "value": 3.0}), error
                 assert "found 4" in error["message"]
-            assert (await post(url, json=as_json(small, shared=False))).status_code == 200
-            assert (await post(url, content=packed["small"], headers=binary)).status_code == 200
+            assert (await client.post(url, json=as_json(small, shared=False))).status_code == 200
+            packed = wire.pack_cells(small, {"model": "m"})
+            assert (await client.post(url, content=packed, headers=binary)).status_code == 200
 
     asyncio.run(ask())
 
@@ -95,3 +85,39 @@ def test_a_wrong_parameter_is_an_error_like_any_other() -> None:
     error = answer.json()["error"]
     assert (answer.status_code, error["code"]) == (422, "invalid_request")
     assert error["message"] == "draw: Input should be greater than or equal to 0"
+
+
+def gate_of(folder: Path, **scopes: list[str]) -> tuple[KeyGate, dict[str, dict[str, str]]]:
+    """Return a gate of keys with these scopes, and the header that each of them sends."""
+    keys = {name: new_key() for name in scopes}
+    for name, key in keys.items():
+        made = Key.model_validate({"sha256": digest_of(key), "scopes": scopes[name]})
+        append_key(folder / "keys.toml", name, made)
+    headers = {name: {"authorization": f"Bearer {key}"} for name, key in keys.items()}
+    return KeyGate(KeyFile(str(folder / "keys.toml")), 6000, None), headers
+
+
+def test_an_admin_sees_everybodys_jobs_and_ends_them(tmp_path: Path) -> None:
+    gate, of = gate_of(tmp_path, ana=["perturb"], bo=["perturb"], boss=["admin"])
+
+    async def ask() -> None:
+        async with Local(gate=gate) as client:
+            body = CELLS | {"background": True}
+            begun = [await client.post("/v1/perturbations", json=body, headers=of[who]) for who in ("ana", "bo")]
+            ids = [each.json()["id"] for each in begun]
+            everybodys = (await client.get("/v1/jobs", headers=of["boss"])).json()
+            assert [(each["id"], each["key"]) for each in everybodys] == [(ids[0], "ana"), (ids[1], "bo")]
+            [own] = (await client.get("/v1/jobs", headers=of["ana"])).json()
+            assert (own["id"], own["key"]) == (ids[0], None)
+            assert abs(datetime.now(UTC) - datetime.fromisoformat(own["created"])) < timedelta(minutes=1)
+            place = f"/v1/jobs/{ids[1]}"
+            assert (await client.delete(place, headers=of["ana"])).status_code == 404
+            assert (await client.get(f"{place}/result", headers=of["boss"])).status_code == 403
+            assert (await client.get(place, headers=of["boss"])).json()["key"] == "bo"
+            assert (await client.post("/v1/perturbations", json=body, headers=of["boss"])).status_code == 403
+            while (await client.get(place, headers=of["bo"])).json()["state"] != "done":
+                await asyncio.sleep(0.001)
+            assert (await client.delete(place, headers=of["boss"])).status_code == 200
+            assert (await client.get(place, headers=of["bo"])).status_code == 404
+
+    asyncio.run(ask())

@@ -18,7 +18,7 @@ from serving.encoding import Encoder
 from serving.example import GROUP, MADE_UP, REAL, example_cells, made_up, real_cells
 from serving.handover import Sample
 from serving.sample import cells_body, read_sample
-from serving.upload import Upload
+from serving.upload import Upload, read_upload
 from tests.infer.tiny import cells_of
 from tests.serving.conftest import Served, json_cells, small_vocabulary
 
@@ -141,6 +141,16 @@ def test_more_counts_than_the_limit_lets_are_told_before_all_are_read(tmp_path: 
     found = read_sample(Upload(str(tmp_path / "cells.h5ad"), "X", None, 100, 100, 5, 1000))
     assert isinstance(found, TooMuchError)
     assert (found.limit, found.value) == ("counts_per_request", 5)
+
+
+def test_more_columns_than_the_limit_lets_are_told_before_any_is_read(tmp_path: Path) -> None:
+    four_cells().write_h5ad(tmp_path / "cells.h5ad")
+    columns = four_cells().n_vars
+    for read_file in (read_sample, read_upload):
+        found = read_file(Upload(str(tmp_path / "cells.h5ad"), "X", None, 100, 100, 1000, columns - 1))
+        assert isinstance(found, TooMuchError)
+        assert (found.limit, found.value) == ("genes_per_request", columns - 1)
+        assert isinstance(read_file(Upload(str(tmp_path / "cells.h5ad"), "X", None, 100, 100, 1000, columns)), Sample)
 
 
 def test_cells_are_drawn_from_a_file_of_many(tmp_path: Path) -> None:

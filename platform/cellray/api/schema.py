@@ -241,7 +241,9 @@ class JobStatus(Message):
     total: int
     seconds_left: float | None = Field(None, description="an estimate; null before there is one")
     result: str | None = Field(None, description="where the result is, once it is done")
-    error: str | None = Field(None, description="why it failed")
+    error: str | None = Field(None, description="why it failed, or why its result is gone")
+    created: str | None = Field(None, description="when it was asked for: ISO 8601, UTC")
+    key: str | None = Field(None, description="name of the key that asked; told to keys with the scope admin alone")
 
 
 class HeadInfo(Message):
