@@ -50,7 +50,7 @@ class _Job:
             done=done,
             total=self.work.plan.perturbations,
             seconds_left=left,
-            result=f"/v1/jobs/{self.id}/result" if self.state == "done" else None,
+            result=f"/v1/jobs/{self.id}/result" if self.result is not None else None,
             error=self.error,
             created=self.created,
             key=self.owner if named else None,
@@ -67,7 +67,7 @@ class Jobs:
     options
         Of these models.
     limits
-        How many jobs are remembered, for how long.
+        How many jobs are remembered, for how long, and how much they may hold.
     pause
         Waits for seconds before something is asked again.
     """
@@ -82,7 +82,7 @@ class Jobs:
         self._models, self._options, self._limits, self._pause = models, options, limits, pause
         self._jobs: dict[str, _Job] = {}
         self._turn = {name: asyncio.Lock() for name in models}
-        self._draining = Draining()
+        self._draining, self._room = Draining(), limits.jobs_mb * 1e6
 
     async def beat(self, process: str, flight: InFlight) -> dict[str, Any]:
         """Hear what a process has in flight; tell it whether to refuse more, and how many jobs there are."""
@@ -109,7 +109,7 @@ class Jobs:
         Raises
         ------
         HttpError
-            429: too many wait already, of all or of this owner; 503: the server stops.
+            429: too many wait already, of all or of this owner, or they hold too much memory; 503: the server stops.
         """
         self._forget()
         if self._draining.begun:
@@ -121,6 +121,10 @@ class Jobs:
         ):
             if number >= most:
                 raise HttpError(429, "queue_full", f"too many jobs wait or run: {limit}", (limit, most), 30.0)
+        held = sum(job.work.plan.nbytes for job in self._jobs.values() if job.state not in _ENDED)
+        if owners and held + plan.nbytes > self._room:
+            message = f"the jobs that wait or run hold {held / 1e6:,.0f} MB; this one needs {plan.nbytes / 1e6:,.0f}"
+            raise HttpError(429, "queue_full", message, ("jobs_mb", self._limits.jobs_mb), 30.0)
         name = plan.stamp.name
         job = _Job(Work(plan, self._models[name], self._options[name], self._limits, self._pause), owner)
         self._jobs[job.id] = job
@@ -147,22 +151,24 @@ class Jobs:
         self._forget()
         return [job.status(named=owner is None) for job in self._jobs.values() if owner in (None, job.owner)]
 
-    async def result(self, job_id: str, owner: str) -> tuple[Tabled, str]:
+    async def result(self, job_id: str, owner: str) -> Tabled:
         """Return the result of a job that is done.
 
         Raises
         ------
         HttpError
-            404, or 409: it is not done.
+            404; 409: it is not done; 410: the result was dropped.
         """
         job = self._find(job_id, owner)
+        if job.state == "done" and job.result is None:
+            raise HttpError(410, "result_dropped", f"{job.error}; ask again", ("jobs_mb", self._limits.jobs_mb))
         if job.result is None:
             raise HttpError(
                 409,
                 job.state if job.state in _ENDED else "not_done",
                 f"the job is {job.state}{': ' + job.error if job.error else ''}",
             )
-        return job.result, job.id
+        return job.result
 
     async def cancel(self, job_id: str, owner: str | None) -> JobStatus:
         """Stop a job, or forget one that has ended; see `status` for `owner`.
@@ -189,13 +195,18 @@ class Jobs:
         return job
 
     def _forget(self) -> None:
-        """Drop jobs that ended long ago, and the oldest of too many."""
+        """Drop jobs that ended long ago, the oldest of too many, and the oldest results if all take too much room."""
         ended = sorted((job for job in self._jobs.values() if job.state in _ENDED), key=lambda job: job.ended)
         surplus = len(self._jobs) - self._limits.jobs_kept
         before = time.monotonic() - self._limits.job_ttl_s
         for number, job in enumerate(ended):
             if number < surplus or job.ended < before:
                 del self._jobs[job.id]
+        held = 0
+        for job, size in [(job, job.result.nbytes) for job in reversed(ended) if job.result is not None]:
+            latest, held = held == 0, held + size
+            if held > self._room and not latest:
+                job.result, job.error = None, "its result was dropped to make room for later ones"
 
     async def _run(self, job: _Job) -> None:
         try:
@@ -211,3 +222,4 @@ class Jobs:
             job.ended = time.monotonic()
             job.task = None
             job.work.release()
+            self._forget()

@@ -74,6 +74,12 @@ class Limits(Options):
         description="longest that a part of a job may take, which is a few seconds' work [s]",
     )
     jobs_kept: int = Field(256, ge=1, description="jobs that are remembered")
+    jobs_mb: float = Field(
+        1024,
+        gt=0,
+        description="what jobs that wait or run may hold, more are refused; and as much of results, of which the "
+        "oldest are dropped but never the latest [MB]",
+    )
     job_ttl_s: float = Field(3600, gt=0, description="how long results are kept [s]")
 
 

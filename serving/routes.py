@@ -201,12 +201,12 @@ def _add_jobs(app: FastAPI, service: Service) -> None:
         "/v1/jobs/{job_id}/result",
         tags=["jobs"],
         response_model=PerturbationResponse,
-        responses=errors(*OF_KEYS, 404, 406, 409, 422, 503, 504),
+        responses=errors(*OF_KEYS, 404, 406, 409, 410, 422, 503, 504),
     )
     async def result(job_id: str, request: Request, caller: Owner) -> Response:
         """Return the result of one's own job that is done."""
         binary = wants_binary(request)
-        found, _ = await service.ask_jobs("result", job_id, caller.name)
+        found = await service.ask_jobs("result", job_id, caller.name)
         body = await asyncio.to_thread(tables.perturbation_body, found, binary=binary)
         return Response(body, media_type=ARROW_STREAM if binary else JSON)
 
