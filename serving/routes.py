@@ -29,6 +29,7 @@ from serving.bodies import media_type, parse, read_body, wants_binary
 from serving.cell_routes import add_cells
 from serving.draining import Guard
 from serving.faults import HttpError, too_large
+from serving.heads import Heads
 from serving.metrics import CONTENT_TYPE
 from serving.openapi import OF_KEYS, body_of, describe, errors
 from serving.page import add_page
@@ -60,6 +61,7 @@ def make_app(service: Service) -> FastAPI:
     app.add_middleware(Guard, flight=service.flight)
     watch(app, service)
     app.add_middleware(SecurityHeaders, tls=service.config.tls_certificate is not None)
+    app.add_middleware(Heads)
     _add_health(app, service)
     _add_models(app, service)
     _add_jobs(app, service)

@@ -121,3 +121,22 @@ def test_an_admin_sees_everybodys_jobs_and_ends_them(tmp_path: Path) -> None:
             assert (await client.get(place, headers=of["bo"])).status_code == 404
 
     asyncio.run(ask())
+
+
+def test_head_is_get_without_the_body() -> None:
+    """Of every endpoint: those that take no GET say so, and none fails."""
+
+    async def ask() -> None:
+        async with Local() as client:
+            described = (await client.get("/openapi.json")).json()["paths"]
+            places = [*described, "/", "/page/app.js", "/page/none", "/v1/nothing", "/openapi.json"]
+            assert len(places) > 15
+            for place in (each.replace("{job_id}", "none") for each in places):
+                head, get = await client.head(place), await client.get(place)
+                assert (head.status_code, head.content) == (get.status_code, b""), place
+                assert head.status_code in (200, 404, 405), place
+                for name in ("content-type", "content-length", "allow", "x-content-type-options"):
+                    assert place == "/metrics" or head.headers.get(name) == get.headers.get(name), (place, name)
+            assert (await client.head("/v1/embeddings")).headers["allow"] == "POST"
+
+    asyncio.run(ask())
