@@ -19,6 +19,7 @@ from serving.answers import ScreenPlan, Tabled
 from serving.config import Limits, ModelOptions
 from serving.draining import Draining, InFlight
 from serving.faults import HttpError, answerable
+from serving.repeating import HEADER, Repeat
 from serving.working import Work
 
 _ENDED: frozenset[JobState] = frozenset(("done", "failed", "cancelled"))
@@ -30,6 +31,7 @@ class _Job:
 
     work: Work
     owner: str
+    repeat: Repeat | None = None
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     state: JobState = "queued"
@@ -103,15 +105,34 @@ class Jobs:
         self._draining.begun = True
         return *self._draining.left(), sum(job.state not in _ENDED for job in self._jobs.values())
 
-    async def submit(self, plan: ScreenPlan, owner: str) -> JobStatus:
-        """Begin a job.
+    async def repeated(self, owner: str, repeat: Repeat) -> JobStatus | None:
+        """Return the job that a request of this key began, None if none did.
 
         Raises
         ------
         HttpError
-            429: too many wait already, of all or of this owner, or they hold too much memory; 503: the server stops.
+            422: that request asked something else.
         """
         self._forget()
+        for job in self._jobs.values():
+            if job.owner == owner and job.repeat is not None and job.repeat.key == repeat.key:
+                if job.repeat.digest != repeat.digest:
+                    message = f"{HEADER}: job {job.id} was begun with this key by another request; take a new key"
+                    raise HttpError(422, "key_reused", message)
+                return job.status()
+        return None
+
+    async def submit(self, plan: ScreenPlan, owner: str, repeat: Repeat | None = None) -> JobStatus:
+        """Begin a job; or return the one that the same request began before, if it brought a key.
+
+        Raises
+        ------
+        HttpError
+            422: see `repeated`; 429: too many wait already, of all or of this owner, or they hold too much memory; 503: the server stops.
+        """
+        self._forget()
+        if repeat is not None and (known := await self.repeated(owner, repeat)) is not None:
+            return known
         if self._draining.begun:
             raise HttpError(503, "draining", "the server stops; ask again later", None, 30.0)
         owners = [job.owner for job in self._jobs.values() if job.state not in _ENDED]
@@ -126,7 +147,7 @@ class Jobs:
             message = f"the jobs that wait or run hold {held / 1e6:,.0f} MB; this one needs {plan.nbytes / 1e6:,.0f}"
             raise HttpError(429, "queue_full", message, ("jobs_mb", self._limits.jobs_mb), 30.0)
         name = plan.stamp.name
-        job = _Job(Work(plan, self._models[name], self._options[name], self._limits, self._pause), owner)
+        job = _Job(Work(plan, self._models[name], self._options[name], self._limits, self._pause), owner, repeat)
         self._jobs[job.id] = job
         job.task = asyncio.create_task(self._run(job))
         return job.status()

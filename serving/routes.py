@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Annotated, Any, TypeVar
 
-from fastapi import Depends, FastAPI, Request
+from fastapi import Depends, FastAPI, Header, Request
 from fastapi.responses import Response
 
 from cellray import __version__
@@ -33,6 +33,7 @@ from serving.heads import Heads
 from serving.metrics import CONTENT_TYPE
 from serving.openapi import OF_KEYS, body_of, describe, errors
 from serving.page import add_page
+from serving.repeating import HEADER, LONGEST, Repeat, repeat_of
 from serving.security import SecurityHeaders
 from serving.service import Service
 from serving.watching import NOTES, watch
@@ -41,6 +42,7 @@ RequestT = TypeVar("RequestT", bound=CellsRequest)
 
 _FLOAT_BYTES, _TEXT_BYTES = 4, 20
 """Of a number in an answer: in binary, in JSON."""
+_KEY = "any text for this request alone: sent again with the same key, it begins no second job"
 _ROW_BYTES = 80
 """Of an effect in a table, about."""
 
@@ -146,25 +148,40 @@ def _add_models(app: FastAPI, service: Service) -> None:
     @app.post(
         "/v1/perturbations", tags=["models"], **body_of(PerturbationRequest, PerturbationResponse, {202: JobStatus})
     )
-    async def perturbations(request: Request, caller: Annotated[Caller, Depends(perturb)]) -> Response:
+    async def perturbations(
+        request: Request,
+        caller: Annotated[Caller, Depends(perturb)],
+        key: Annotated[str | None, Header(alias=HEADER, min_length=1, max_length=LONGEST, description=_KEY)] = None,
+    ) -> Response:
         """Perturb genes of cells: the effects at once, or a job (202) if that takes long."""
 
         async def answer(cells: CellTable, asked: PerturbationRequest, binary: bool) -> bytes | Response:
-            return await _perturbed(service, caller, cells, asked, binary=binary)
+            asked = asked.model_copy(update={"genes": None})
+            repeat = None
+            if key is not None and asked.background is not False:  # else there is no job that could be begun twice
+                repeat = await asyncio.to_thread(repeat_of, key, cells, asked)
+                if (status := await service.ask_jobs("repeated", caller.name, repeat)) is not None:
+                    return _begun(status)
+            return await _perturbed(service, caller, cells, asked, repeat, binary=binary)
 
         return await _answered(service, request, PerturbationRequest, answer)
 
 
 async def _perturbed(
-    service: Service, caller: Caller, cells: CellTable, asked: PerturbationRequest, *, binary: bool
+    service: Service,
+    caller: Caller,
+    cells: CellTable,
+    asked: PerturbationRequest,
+    repeat: Repeat | None,
+    *,
+    binary: bool,
 ) -> bytes | Response:
     """Answer with effects, or with a job."""
     limits = service.config.limits
     if len(set(cells.ids)) < len(cells.ids):
         raise HttpError(422, "invalid_request", "cells: ids must differ, since effects are told by them")
     at_once = 0 if asked.background else limits.perturbation_tokens
-    empty = asked.model_copy(update={"genes": None})
-    found = await service.ask(asked.model, "perturb", cells, empty, at_once, limits.job_tokens)
+    found = await service.ask(asked.model, "perturb", cells, asked, at_once, limits.job_tokens)
     if isinstance(found, ScreenPlan):
         if asked.background is False:
             limit = limits.perturbation_tokens
@@ -172,12 +189,16 @@ async def _perturbed(
         rows = found.perturbations if asked.top is None else min(found.perturbations, asked.top * len(cells))
         if (size := rows * _ROW_BYTES / 1e6) > limits.response_mb:
             raise too_large("response_mb", limits.response_mb, f"about {size:,.0f} MB of effects; ask for `top` ones")
-        status = await service.ask_jobs("submit", found, caller.name)
-        return Response(status.model_dump_json(), 202, {"location": f"/v1/jobs/{status.id}"}, JSON)
+        return _begun(await service.ask_jobs("submit", found, caller.name, repeat))
     service.metrics.computed(asked.model, len(cells), found.tokens)
     ask = asked.model_dump(include={"goal", "top"})
     found = await asyncio.to_thread(tables.ranked, found, ask)
     return await asyncio.to_thread(tables.perturbation_body, found, binary=binary)
+
+
+def _begun(status: JobStatus) -> Response:
+    """Return the answer that a job was begun."""
+    return Response(status.model_dump_json(), 202, {"location": f"/v1/jobs/{status.id}"}, JSON)
 
 
 def _add_jobs(app: FastAPI, service: Service) -> None:

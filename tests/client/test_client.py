@@ -308,6 +308,21 @@ def test_a_job_is_waited_for_and_forgotten(server: Standin, cells: anndata.AnnDa
     assert server.parameters[0]["top"] is None
 
 
+def test_a_lost_answer_begins_no_second_job(server: Standin, cells: anndata.AnnData) -> None:
+    """All attempts of one request bring one key, and other requests bring others."""
+    with (
+        FaultyProxy(server.url, [Fault("lost_answer", times=2, operations=("POST",))]) as proxy,
+        Client(proxy.url) as client,
+    ):
+        client.perturb(cells[:3])
+        client.perturb(cells[:3])
+        client.embed(cells[:3])
+    asked = zip(server.requests, server.headers, strict=True)
+    keys = [headers.get("idempotency-key") for (method, _), headers in asked if method == "POST"]
+    assert keys == [keys[0], keys[0], keys[0], keys[3], None]
+    assert len(set(keys)) == 3
+
+
 def test_a_job_that_fails_says_why(server: Standin, cells: anndata.AnnData) -> None:
     server.job_steps = [step("queued"), step("failed", 0.5, "no memory")]
     with Client(server.url) as client, pytest.raises(JobError, match="job j1 failed: no memory"):

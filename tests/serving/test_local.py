@@ -140,3 +140,37 @@ def test_head_is_get_without_the_body() -> None:
             assert (await client.head("/v1/embeddings")).headers["allow"] == "POST"
 
     asyncio.run(ask())
+
+
+def test_a_request_sent_again_begins_no_second_job(tmp_path: Path) -> None:
+    gate, of = gate_of(tmp_path, ana=["perturb"], bo=["perturb"])
+
+    async def ask() -> None:
+        local = Local(gate=gate)
+        async with local as client:
+
+            async def post(who: str, key: str | None, **more: Any) -> httpx2.Response:  # noqa: ANN401
+                headers = of[who] | ({} if key is None else {"idempotency-key": key})
+                return await client.post("/v1/perturbations", json=CELLS | {"background": True} | more, headers=headers)
+
+            first, again = await post("ana", "k1"), await post("ana", "k1")
+            assert (first.status_code, again.status_code) == (202, 202)
+            assert again.json()["id"] == first.json()["id"]
+            assert again.headers["location"] == first.headers["location"]
+            assert local.model.planned == 1  # nothing is planned for a repeat
+            other = await post("ana", "k1", top=3)
+            assert (other.status_code, other.json()["error"]["code"]) == (422, "key_reused")
+            counts = CELLS["cells"][0] | {"counts": [1, 2, 4]}
+            assert (await post("ana", "k1", cells=[counts])).status_code == 422
+            both = await asyncio.gather(post("ana", "k2"), post("ana", "k2"))
+            seen = [answer.json()["id"] for answer in (first, *both, await post("bo", "k1"), await post("ana", None))]
+            assert seen[1] == seen[2]
+            assert len(set(seen)) == 4
+            while (await client.get(f"/v1/jobs/{seen[0]}", headers=of["ana"])).json()["state"] != "done":
+                await asyncio.sleep(0.001)
+            assert (await post("ana", "k1")).json()["state"] == "done"
+            await client.delete(f"/v1/jobs/{seen[0]}", headers=of["ana"])
+            assert (await post("ana", "k1")).json()["id"] not in seen  # the key is forgotten with its job
+            assert (await post("ana", 256 * "k")).status_code == 422
+
+    asyncio.run(ask())

@@ -1,7 +1,8 @@
 """The client for programs that run an event loop; `cellray.client.Client` is the same for all others."""
 
 import math
-from collections.abc import Awaitable, Callable
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack
 
 import numpy as np
@@ -192,19 +193,20 @@ class AsyncClient:
         given: dict[str, Any] = {name: value for name, value in ask.items() if name not in Reading.__annotations__}
         source = _source(adata, ask, Perturbation)
         asked = _checked(PerturbationRequest, {"model": model, **given})
-        reply = self._tables("/v1/perturbations", asked)
+        reply = self._tables("/v1/perturbations", asked, once=True)
         info = await self._info(model)
         most = _MOST_CELLS if info is None else info.limits.cells_per_request
         answers = await self._ask(source, model, reply, ask, most, min(_JOBS_IN_FLIGHT, self._in_flight))
         return long_frame(answers, source.cell_ids)
 
     def _tables(
-        self, path: str, asked: dict[str, Any]
+        self, path: str, asked: dict[str, Any], *, once: bool = False
     ) -> Callable[[Chunk, Callable[[float], None]], Awaitable[Answered[pa.Table]]]:
-        """Return what asks about a chunk and gets a table, at once or by a job."""
+        """Return what asks about a chunk and gets a table, at once or by a job; `once`: by no second one."""
 
         async def ask(chunk: Chunk, told: Callable[[float], None]) -> Answered[pa.Table]:
-            answer = await self._post(path, chunk, asked)
+            key = {"idempotency-key": uuid.uuid4().hex} if once else {}
+            answer = await self._post(path, chunk, asked, key)
             if answer.status_code == _ACCEPTED:
                 answer = await job_result(
                     self._transport, JobStatus.model_validate(parsed(answer), extra="ignore"), told
@@ -235,9 +237,9 @@ class AsyncClient:
 
             return await ask_all(source.chunks(most), source.rows, ask_and_tell, in_flight)
 
-    async def _post(self, path: str, chunk: Chunk, asked: dict[str, Any]) -> Any:  # noqa: ANN401  # httpx2.Response
+    async def _post(self, path: str, chunk: Chunk, asked: dict[str, Any], more: Mapping[str, str] = {}) -> Any:  # noqa: ANN401  # httpx2.Response
         body = wire.pack_cells(chunk.table, asked)
-        headers = {"content-type": wire.CELLS, "accept": wire.ARROW_STREAM}
+        headers = {"content-type": wire.CELLS, "accept": wire.ARROW_STREAM, **more}
         if self._encoding is not None:
             body, headers["content-encoding"] = wire.compress(body, self._encoding), self._encoding
         return await self._transport.send("POST", f"{path}?model={asked['model']}", body, headers)
