@@ -128,7 +128,8 @@ class Jobs:
         Raises
         ------
         HttpError
-            422: see `repeated`; 429: too many wait already, of all or of this owner, or they hold too much memory; 503: the server stops.
+            422: see `repeated`; 429: too many wait already, of all or of this owner, or they hold too much memory;
+            503: the server stops.
         """
         self._forget()
         if repeat is not None and (known := await self.repeated(owner, repeat)) is not None:

@@ -1,6 +1,5 @@
 """What goes wrong, as HTTP: every error becomes a status, a code and an `ErrorBody`."""
 
-import asyncio
 import logging
 import math
 import re
@@ -67,8 +66,9 @@ def too_large(name: str, value: float, found: str, status: int = 422) -> HttpErr
     return HttpError(status, "limit_exceeded", message, (name, value))
 
 
-def as_http(error: BaseException) -> HttpError:
-    """Return what an exception is to the client."""
+def answerable(error: BaseException) -> HttpError:
+    """Return what an exception, of this process or of a deployment, is to the client."""
+    error = unwrapped(error)
     if isinstance(error, HttpError):
         return error
     for kind, translate in _TRANSLATED.items():
@@ -76,33 +76,39 @@ def as_http(error: BaseException) -> HttpError:
             return translate(error)
     own, cause = own_error_within(error), root_cause(error)
     if own is not None and own is not error:
-        return as_http(own)
+        return answerable(own)
+    if (of_ray := _of_ray(error)) is not None:
+        return of_ray
     if cause is not error:
-        return as_http(cause)
+        return answerable(cause)
     logger.error("unforeseen", exc_info=error)
     return HttpError(500, "internal", f"{type(error).__name__}; the server's log says more")
 
 
 def _of_ray(error: BaseException) -> HttpError | None:
-    """Return what an error of Ray or Serve is, None if it wraps another one."""
-    from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RequestCancelledError
+    """Return what an error of Ray or Serve is, None if it is neither's: the cluster is at fault and may be well soon."""
+    from ray.exceptions import RayError, RayTaskError
+    from ray.serve.exceptions import BackPressureError, RayServeException
 
     if isinstance(error, BackPressureError):
         return HttpError(429, "queue_full", "the model is asked more than it can answer", None, 2.0)
-    if is_lost(error) or isinstance(error, DeploymentUnavailableError):
+    if is_lost(error):
         return HttpError(503, "replica_lost", "the replica that computed this was lost; ask again", None, 2.0)
-    if isinstance(error, RequestCancelledError | asyncio.CancelledError):
-        return HttpError(503, "cancelled", "the request was cancelled")
+    if isinstance(error, RayError | RayServeException) and not isinstance(error, RayTaskError):
+        logger.error("the cluster did not answer", exc_info=error)
+        return HttpError(503, "unavailable", "the cluster of the server did not answer; ask again", None, 5.0)
     return None
 
 
 def is_lost(error: BaseException) -> bool:
     """Tell whether an error says that a replica died or stopped, and nothing of the request."""
-    from ray.exceptions import LocalRayletDiedError, NodeDiedError, ObjectLostError, RayActorError, WorkerCrashedError
-    from ray.serve.exceptions import ReplicaUnavailableError
+    from ray import exceptions as ray
+    from ray.serve.exceptions import DeploymentUnavailableError, ReplicaUnavailableError
 
-    dead = (RayActorError, WorkerCrashedError, NodeDiedError, LocalRayletDiedError, ObjectLostError)
-    return isinstance(error, (*dead, ReplicaUnavailableError))
+    dead = (ray.RayActorError, ray.WorkerCrashedError, ray.NodeDiedError, ray.LocalRayletDiedError)
+    gone = (ray.ObjectLostError, ray.OutOfMemoryError, ray.TaskCancelledError)
+    serve = (DeploymentUnavailableError, ReplicaUnavailableError)
+    return isinstance(error, (*dead, *gone, *serve)) or isinstance(error.__cause__, ray.ActorDiedError)
 
 
 def _invalid(error: BaseException) -> HttpError:
@@ -197,10 +203,3 @@ def unwrapped(error: BaseException) -> BaseException:
     while isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
         error = error.cause
     return error
-
-
-def answerable(error: BaseException) -> HttpError:
-    """Return what an exception of a deployment is to the client."""
-    error = unwrapped(error)
-    ray_error = None if isinstance(error, HttpError) else _of_ray(error)
-    return ray_error or as_http(error)
