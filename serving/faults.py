@@ -86,7 +86,7 @@ def answerable(error: BaseException) -> HttpError:
 
 
 def _of_ray(error: BaseException) -> HttpError | None:
-    """Return what an error of Ray or Serve is, None if it is neither's: the cluster is at fault and may be well soon."""
+    """Return what an error of Ray or Serve is, None if it is neither's: then the cluster is at fault."""
     from ray.exceptions import RayError, RayTaskError
     from ray.serve.exceptions import BackPressureError, RayServeException
 

@@ -135,5 +135,5 @@ class Service:
 
     async def ask_jobs(self, method: str, *arguments: Any) -> Any:  # noqa: ANN401
         """Ask the jobs, once: a job must not be begun twice."""
-        async with asyncio.timeout(self.config.limits.request_timeout_s):
-            return await getattr(self.jobs, method).remote(*arguments)
+        handle = getattr(self.jobs, method)
+        return await ask(lambda: handle.remote(*arguments), self.config.limits.request_timeout_s, attempts=1)

@@ -14,9 +14,10 @@ from pathlib import Path
 import anndata
 import numpy as np
 import pytest
+from fastapi.responses import Response
 
 from cellray.api.schema import JobState, JobStatus
-from cellray.client import AsyncClient, Client, JobError, ModelChangedError, RefusedError, UnavailableError
+from cellray.client import AsyncClient, Client, JobError, ModelChangedError, RefusedError, UnavailableError, sending
 from cellray.config import API_KEY
 from cellray.errors import InputError
 from tests.client.standin import Standin, failing, standin
@@ -165,6 +166,20 @@ def test_connections_that_break_are_made_again(
         assert proxy.injected[kind] == 2
 
 
+def test_a_proxy_that_lost_its_server_is_asked_again(
+    server: Standin, cells: anndata.AnnData, wanted_nd: np.ndarray
+) -> None:
+    """Unlike a 500 in the server's words."""
+
+    async def plain() -> Response:
+        return Response("Internal Server Error", 500, media_type="text/plain")
+
+    server.faults = [plain, plain]
+    with Client(server.url, in_flight=1) as client:
+        equal(client.embed(cells[:5]), wanted_nd[:5])
+    assert posts(server) == 3
+
+
 def test_nobody_there_names_the_address() -> None:
     with Client("http://127.0.0.1:9", attempts=2) as client, pytest.raises(ConnectionError) as caught:
         client.models()
@@ -184,7 +199,10 @@ def test_one_version_of_the_model_answers_all_cells(
     assert "the model was replaced meanwhile; 2 requests are sent again" in caplog.text
 
 
-def test_a_model_that_never_stays_is_an_error(server: Standin, cells: anndata.AnnData) -> None:
+def test_a_model_that_never_stays_is_an_error(
+    server: Standin, cells: anndata.AnnData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sending, "_PAUSE_S", 0.01)
     server.digests = [f"version {i}" for i in range(99)]
     with Client(server.url, in_flight=1) as client, pytest.raises(ModelChangedError, match="Ask again"):
         client.embed(cells)

@@ -1,12 +1,14 @@
 """The HTTP side by itself: what its endpoints refuse and tell, whatever model stands behind it."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import numpy as np
+from ray.exceptions import ActorDiedError
 
 from cellray.api import wire
 from serving.key_gate import KeyFile, KeyGate
@@ -174,3 +176,24 @@ def test_a_request_sent_again_begins_no_second_job(tmp_path: Path) -> None:
             assert (await post("ana", 256 * "k")).status_code == 422
 
     asyncio.run(ask())
+
+
+class Lost:
+    """Stands where the jobs' actor did."""
+
+    def __getattr__(self, name: str) -> Callable[..., Awaitable[None]]:
+        async def died(*given: object) -> None:
+            raise ActorDiedError
+
+        return died
+
+
+def test_a_lost_actor_of_jobs_is_no_error_of_the_server() -> None:
+    async def ask() -> list[httpx2.Response]:
+        async with Local(jobs=Lost()) as client:
+            begun = client.post("/v1/perturbations", json=CELLS | {"background": True})
+            return [await client.get("/v1/jobs"), await client.delete("/v1/jobs/7"), await begun]
+
+    for answer in asyncio.run(ask()):
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "replica_lost")
+        assert int(answer.headers["retry-after"]) >= 1
