@@ -30,10 +30,12 @@ def rows_json(value_nd: NDArray[np.float32]) -> Iterator[bytes]:
     """Yield the JSON of a matrix; rows with NaN are null."""
     step = max(1, _NUMBERS_AT_ONCE // max(1, value_nd.shape[1]))
     slices = (value_nd[i : i + step] for i in range(0, len(value_nd), step))
-    return listed(
-        [None if lost else row for row, lost in zip(part.tolist(), np.isnan(part).any(axis=1), strict=True)]
-        for part in slices
-    )
+    return listed(_rows(part_nd) for part_nd in slices)
+
+
+def _rows(part_nd: NDArray[np.float32]) -> list[list[float] | None]:
+    missing = set(np.flatnonzero(np.isnan(part_nd).any(axis=1)).tolist())
+    return [None if i in missing else row for i, row in enumerate(part_nd.tolist())]
 
 
 def table_json(table: pa.Table) -> Iterator[bytes]:

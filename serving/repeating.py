@@ -3,6 +3,7 @@
 import hashlib
 from dataclasses import dataclass
 
+import numpy as np
 from pydantic_core import to_json
 
 from cellray.api.schema import PerturbationRequest
@@ -34,5 +35,5 @@ def repeat_of(key: str, cells: CellTable, asked: PerturbationRequest) -> Repeat:
     digest = hashlib.sha256(to_json([list(cells.ids), list(cells.genes), asked]))
     for array in (cells.indptr, cells.columns, cells.counts):
         digest.update(f"{array.dtype}{array.shape}".encode())
-        digest.update(memoryview(array).cast("B"))
+        digest.update(np.ascontiguousarray(array).data)
     return Repeat(key, digest.hexdigest())
