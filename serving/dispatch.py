@@ -10,7 +10,7 @@ from serving.faults import is_lost, unwrapped
 ATTEMPTS = 2
 
 
-async def ask(  # whatever the deployment answers
+async def ask(
     call: Callable[[], Any], timeout_s: float, on_retry: Callable[[], None] = lambda: None, attempts: int = ATTEMPTS
 ) -> Any:  # noqa: ANN401
     """Return a deployment's answer.
