@@ -202,6 +202,8 @@ class Jobs:
         """
         job = self._find(job_id, owner)
         if job.state not in _ENDED:
+            if job.state == "queued":  # its task may never begin, and so never let go of the cells
+                job.work.release()
             job.state, job.ended = "cancelled", time.monotonic()
             if job.task is not None:
                 job.task.cancel()

@@ -239,8 +239,8 @@ def test_jobs_that_wait_hold_so_much_and_no_more() -> None:
         with pytest.raises(HttpError, match="hold 0 MB") as refused:
             await jobs.submit(plan, "you")
         assert (refused.value.status, refused.value.limit) == (429, ("jobs_mb", 1.5 * plan.nbytes / 1e6))
-        await jobs.cancel(first, "me")
-        await asyncio.sleep(0)
+        await jobs.cancel(first, "me")  # before its task began
+        assert jobs._jobs[first].work.plan.nbytes < plan.nbytes / 10
         second = (await jobs.submit(plan, "you")).id
         await jobs.cancel(second, "you")
 
