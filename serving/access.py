@@ -1,6 +1,6 @@
 """Who may ask what: the contract between the HTTP side and whatever decides, and the one that lets everybody in."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 from urllib.parse import urlsplit
@@ -28,6 +28,11 @@ class Caller:
 
     name: str
     scopes: frozenset[str] = frozenset()
+
+    @property
+    def is_admin(self) -> bool:
+        """Whether it looks after everybody's jobs."""
+        return "admin" in self.scopes
 
 
 @dataclass(frozen=True)
@@ -86,22 +91,22 @@ class AccessError(Exception):
 class Gate(Protocol):
     """Decides before a body is read, and hears of every answer. One an ingress replica; called in its event loop."""
 
-    def admit(self, headers: Mapping[str, str], scope: Scope | None, client: str) -> Caller:
+    def admit(self, headers: Mapping[str, str], scopes: Collection[Scope], client: str) -> Caller:
         """Return the caller.
 
         Parameters
         ----------
         headers
             Names in lower case.
-        scope
-            What the endpoint needs; None: any scope will do.
+        scopes
+            Any of these will do; none: any key will do.
         client
             Address of the other side.
 
         Raises
         ------
         AccessError
-            There is no valid key, it lacks the scope, or it asks too often.
+            There is no valid key, it lacks the scopes, or it asks too often.
         """
         ...
 
@@ -126,7 +131,7 @@ class OpenGate:
     def __init__(self, audit: "AuditLog | None" = None) -> None:
         self._audit = audit
 
-    def admit(self, headers: Mapping[str, str], scope: Scope | None, client: str) -> Caller:
+    def admit(self, headers: Mapping[str, str], scopes: Collection[Scope], client: str) -> Caller:
         """Let them in, unless they come from elsewhere, whatever address the server was bound to.
 
         A page from elsewhere can make a browser of this machine ask, too: directly, or under a name of its own that it

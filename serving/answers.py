@@ -12,6 +12,9 @@ from cellray.api.schema import CellNote, ModelStamp, PerturbationRequest
 from cellray.api.wire import CellTable
 from cellray.data.collate import TokenRows
 
+_NOTE_BYTES, _PIECE_BYTES, _TEXT_BYTES = 600, 150, 80
+"""Of a note, of a piece of a plan and of a name in memory, about."""
+
 
 @dataclass(frozen=True)
 class Embedded:
@@ -49,6 +52,11 @@ class Tabled:
     counts: dict[str, int] = field(default_factory=dict)
     tokens: int = 0
 
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes, about."""
+        return int(self.table.nbytes) + _NOTE_BYTES * len(self.notes)
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -75,6 +83,13 @@ class Origin:
     cells: CellTable
     request: PerturbationRequest
     most: int
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes, about."""
+        cells = self.cells
+        arrays = cells.indptr.nbytes + cells.columns.nbytes + cells.counts.nbytes
+        return int(arrays) + _TEXT_BYTES * (len(cells.genes) + len(cells.ids))
 
 
 @dataclass(frozen=True)
@@ -106,6 +121,13 @@ class ScreenPlan:
     perturbations: int
     tokens: int
     origin: Origin | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes, about."""
+        arrays = self.rows.input_ids.nbytes + self.rows.offsets.nbytes
+        made = _PIECE_BYTES * len(self.pieces) + _NOTE_BYTES * len(self.notes)
+        return int(arrays) + made + (0 if self.origin is None else self.origin.nbytes)
 
     def part(self, start: int, stop: int) -> "ScreenPlan":
         """Return a plan of some of the pieces, with the cells they need and no notes."""

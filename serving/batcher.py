@@ -44,10 +44,6 @@ class ComputeError(RuntimeError):
     """The computation failed, and not because of what was asked, as far as is known."""
 
 
-class QueueClosedError(RuntimeError):
-    """The replica stops; what waits must be asked elsewhere."""
-
-
 @dataclass(eq=False)
 class _Rows:
     """A request's rows, and what became of them."""
@@ -124,7 +120,6 @@ class Batcher:
         self._since_step = 0
         self._passed: Counter[int] = Counter()
         self._turn_began: float | None = None
-        self._closed = False
         self._load = Load()
         self._thread = threading.Thread(target=self._work, name="compute", daemon=True)
         self._thread.start()
@@ -151,8 +146,6 @@ class Batcher:
         ------
         TimeoutError
             It took too long.
-        QueueClosedError
-            The replica stops.
         ComputeError
             The computation failed.
         """
@@ -176,8 +169,6 @@ class Batcher:
 
     async def _wait(self, queue: list[Any], item: Any, future: "asyncio.Future[list[Any]]") -> list[Any]:  # noqa: ANN401
         with self._changed:
-            if self._closed:
-                raise QueueClosedError("the replica stops")
             queue.append(item)
             self._changed.notify()
         try:
@@ -205,27 +196,14 @@ class Batcher:
         """Whether the thread computes."""
         return self._thread.is_alive()
 
-    def close(self) -> None:
-        """Stop after what is being computed; what waits fails."""
-        with self._changed:
-            self._closed = True
-            for done in [*(item.done for item in self._rows), *(item.done for item in self._steps)]:
-                done(QueueClosedError("the replica stops"))
-            self._rows.clear()
-            self._steps.clear()
-            self._changed.notify()
-        self._thread.join(timeout=60)
-
     def _work(self) -> None:
-        """Compute until closed."""
+        """Compute for ever; the thread ends with its process."""
         with suppress(OSError, AttributeError):
             os.nice(self._niceness)  # on Linux of this thread alone, and of those it starts
         while True:
             with self._changed:
-                while (turn := self._next()) is None and not self._closed:
+                while (turn := self._next()) is None:
                     self._changed.wait(self._pause())
-                if turn is None:
-                    return
             self._turn_began = started = time.monotonic()
             turn()
             with self._changed:
@@ -245,7 +223,7 @@ class Batcher:
         picked = self._pick([item for item in self._rows if item.key == oldest.key])
         longest = max(int(item.rows.lengths[row]) for item, row in picked)
         room = (len(picked) + 1) * longest <= self._budget and len(picked) == sum(len(i.waiting) for i in self._rows)
-        if room and time.monotonic() < oldest.arrived + self._max_wait and not self._closed:
+        if room and time.monotonic() < oldest.arrived + self._max_wait:
             return None
         for item, row in picked:
             item.waiting.remove(row)

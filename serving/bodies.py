@@ -161,6 +161,8 @@ async def parse(
         options = {name: values.pop(name, None) for name in _OF_FILES}
         asked = model.model_validate(_merged(_typed(values), _NO_CELL), strict=False)
         cells = (await uploads.read(body, options["matrix"] or "X", options["gene_ids"], read_upload)).cells
+    if len(cells.genes) > limits.genes_per_request:
+        raise too_large("genes_per_request", limits.genes_per_request, f"{len(cells.genes):,} names of genes")
     named = request.query_params.get("model", asked.model)
     if named != asked.model:
         raise HttpError(422, "invalid_request", "model in the address and in the body must be one")

@@ -57,6 +57,7 @@ class Limits(Options):
     response_mb: float = Field(256, gt=0, description="of the numbers of an answer [MB]")
     cells_per_request: int = Field(1024, ge=1)
     genes_per_cell: int = Field(65_536, ge=1, description="counts of a cell")
+    genes_per_request: int = Field(200_000, ge=1, description="names of genes of a request, or columns of an .h5ad")
     counts_per_request: int = Field(8_000_000, ge=1, description="counts of all cells of a request")
     perturbation_tokens: int = Field(200_000, ge=1, description="tokens of copies to wait for; more become a job")
     job_tokens: int = Field(2_000_000_000, ge=1, description="most tokens of a job")
@@ -73,6 +74,12 @@ class Limits(Options):
         description="longest that a part of a job may take, which is a few seconds' work [s]",
     )
     jobs_kept: int = Field(256, ge=1, description="jobs that are remembered")
+    jobs_mb: float = Field(
+        1024,
+        gt=0,
+        description="what jobs that wait or run may hold, more are refused; and as much of results, of which the "
+        "oldest are dropped but never the latest [MB]",
+    )
     job_ttl_s: float = Field(3600, gt=0, description="how long results are kept [s]")
 
 

@@ -85,7 +85,7 @@ def _restored(about: str) -> Sample:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "pbmc.h5ad"
         restore_pbmc(path)
-        sample = read_sample(Upload(str(path), "X", None, 1 << 20, 1 << 20, 1 << 30))
+        sample = read_sample(Upload(str(path), "X", None, 1 << 20, 1 << 20, 1 << 30, 1 << 20))
     assert isinstance(sample, Sample), "no limit is that low"
     cells, obs = sample.cells, sample.obs
     csr = sparse.csr_matrix((cells.counts, cells.columns, cells.indptr), (len(cells), len(cells.genes)))[::_EVERY]

@@ -1,12 +1,13 @@
 """What goes wrong, as HTTP: every error becomes a status, a code and an `ErrorBody`."""
 
-import asyncio
 import logging
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from fastapi import Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
@@ -17,7 +18,7 @@ from cellray.data.session import own_error_within, root_cause
 from cellray.errors import InputError, StorageError
 from serving.access import AccessError
 from serving.answers import ModelChangedError, TooMuchError
-from serving.batcher import ComputeError, QueueClosedError
+from serving.batcher import ComputeError
 
 logger = logging.getLogger("ray.serve")
 
@@ -65,8 +66,9 @@ def too_large(name: str, value: float, found: str, status: int = 422) -> HttpErr
     return HttpError(status, "limit_exceeded", message, (name, value))
 
 
-def as_http(error: BaseException) -> HttpError:
-    """Return what an exception is to the client."""
+def answerable(error: BaseException) -> HttpError:
+    """Return what an exception, of this process or of a deployment, is to the client."""
+    error = unwrapped(error)
     if isinstance(error, HttpError):
         return error
     for kind, translate in _TRANSLATED.items():
@@ -74,38 +76,52 @@ def as_http(error: BaseException) -> HttpError:
             return translate(error)
     own, cause = own_error_within(error), root_cause(error)
     if own is not None and own is not error:
-        return as_http(own)
+        return answerable(own)
+    if (of_ray := _of_ray(error)) is not None:
+        return of_ray
     if cause is not error:
-        return as_http(cause)
+        return answerable(cause)
     logger.error("unforeseen", exc_info=error)
     return HttpError(500, "internal", f"{type(error).__name__}; the server's log says more")
 
 
 def _of_ray(error: BaseException) -> HttpError | None:
-    """Return what an error of Ray or Serve is, None if it wraps another one."""
-    from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RequestCancelledError
+    """Return what an error of Ray or Serve is, None if it is neither's: then the cluster is at fault."""
+    from ray.exceptions import RayError, RayTaskError
+    from ray.serve.exceptions import BackPressureError, RayServeException
 
     if isinstance(error, BackPressureError):
         return HttpError(429, "queue_full", "the model is asked more than it can answer", None, 2.0)
-    if is_lost(error) or isinstance(error, DeploymentUnavailableError):
+    if is_lost(error):
         return HttpError(503, "replica_lost", "the replica that computed this was lost; ask again", None, 2.0)
-    if isinstance(error, RequestCancelledError | asyncio.CancelledError):
-        return HttpError(503, "cancelled", "the request was cancelled")
+    if isinstance(error, RayError | RayServeException) and not isinstance(error, RayTaskError):
+        logger.error("the cluster did not answer", exc_info=error)
+        return HttpError(503, "unavailable", "the cluster of the server did not answer; ask again", None, 5.0)
     return None
 
 
 def is_lost(error: BaseException) -> bool:
     """Tell whether an error says that a replica died or stopped, and nothing of the request."""
-    from ray.exceptions import LocalRayletDiedError, NodeDiedError, ObjectLostError, RayActorError, WorkerCrashedError
-    from ray.serve.exceptions import ReplicaUnavailableError
+    from ray import exceptions as ray
+    from ray.serve.exceptions import DeploymentUnavailableError, ReplicaUnavailableError
 
-    dead = (RayActorError, WorkerCrashedError, NodeDiedError, LocalRayletDiedError, ObjectLostError)
-    return isinstance(error, (*dead, ReplicaUnavailableError, QueueClosedError))
+    dead = (ray.RayActorError, ray.WorkerCrashedError, ray.NodeDiedError, ray.LocalRayletDiedError)
+    gone = (ray.ObjectLostError, ray.OutOfMemoryError, ray.TaskCancelledError)
+    serve = (DeploymentUnavailableError, ReplicaUnavailableError)
+    return isinstance(error, (*dead, *gone, *serve)) or isinstance(error.__cause__, ray.ActorDiedError)
 
 
 def _invalid(error: BaseException) -> HttpError:
     assert isinstance(error, ValidationError)
-    problems = error.errors(include_url=False, include_input=False, include_context=False)
+    return _problems(error.errors(include_url=False, include_input=False, include_context=False))
+
+
+def _parameter(error: BaseException) -> HttpError:
+    assert isinstance(error, RequestValidationError)
+    return _problems([{**each, "loc": each["loc"][1:]} for each in error.errors()])  # without `query` or `header`
+
+
+def _problems(problems: Sequence[Any]) -> HttpError:
     told = [f"{'.'.join(map(str, each['loc'])) or 'body'}: {each['msg']}"[:300] for each in problems[:_SHOWN]]
     more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
     return HttpError(422, "invalid_request", "; ".join([*told, *more]))
@@ -144,6 +160,7 @@ def _timeout(error: BaseException) -> HttpError:
 
 _TRANSLATED: dict[type[BaseException], Callable[[BaseException], HttpError]] = {
     ValidationError: _invalid,
+    RequestValidationError: _parameter,
     TooMuchError: _too_much,
     AccessError: _access,
     HTTPException: _starlette,
@@ -186,10 +203,3 @@ def unwrapped(error: BaseException) -> BaseException:
     while isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
         error = error.cause
     return error
-
-
-def answerable(error: BaseException) -> HttpError:
-    """Return what an exception of a deployment is to the client."""
-    error = unwrapped(error)
-    ray_error = None if isinstance(error, HttpError) else _of_ray(error)
-    return ray_error or as_http(error)

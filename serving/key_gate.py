@@ -6,7 +6,7 @@ Reads the file of keys again once it changed, so that adding and revoking keys n
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -108,7 +108,7 @@ class KeyGate:
         self._keys, self._per_minute, self._audit = keys, requests_per_minute, audit
         self._limiter = limiter or RateLimiter()
 
-    def admit(self, headers: Mapping[str, str], scope: Scope | None, client: str) -> Caller:  # any address
+    def admit(self, headers: Mapping[str, str], scopes: Collection[Scope], client: str) -> Caller:  # any address
         """Return the caller.
 
         Raises
@@ -129,8 +129,9 @@ class KeyGate:
         if wait_s > 0:
             message = f"the key {name!r} may ask {per_minute:,} times a minute"
             raise AccessError(429, "rate_limited", message, wait_s, caller)
-        if scope is not None and scope not in key.scopes:
-            message = f"this needs the scope {scope!r}; the key {name!r} has {', '.join(sorted(key.scopes))}"
+        if scopes and not key.scopes.intersection(scopes):
+            needed = " or ".join(map(repr, scopes))
+            message = f"this needs the scope {needed}; the key {name!r} has {', '.join(sorted(key.scopes))}"
             raise AccessError(403, "scope_missing", message, caller=caller)
         return caller
 

@@ -19,6 +19,7 @@ _TOLD = {
     406: "no form of answer that Accept names",
     408: "the body did not come in time",
     409: "the job is not done",
+    410: "the result was dropped to make room for later ones",
     413: "the body is too large; the error names the limit",
     415: "an unknown Content-Type or Content-Encoding",
     422: "the request makes no sense or breaks a limit, which the error names",

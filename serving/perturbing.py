@@ -12,14 +12,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cellray import shift_schema
 from cellray.api.schema import PerturbationRequest
 from cellray.data.collate import TokenRows
 from cellray.errors import InputError, listing
 from cellray.infer.design import ALL_GENES, Design, make_design
 from cellray.infer.partial import DOES_NOT_APPLY
 from cellray.infer.perturbed import Measures, Perturber
-from cellray.perturbation import ABSENT, Copies, Edit, make_edit, perturb_cell, places
+from cellray.infer.shift_rows import PerturbedCell, perturbed_cell, shift_columns
+from cellray.perturbation import Edit, make_edit
+from cellray.shift_schema import shift_schema
 from serving.answers import ModelChangedError, Piece, ScreenPlan, Tabled, TooMuchError
 from serving.encoding import Encoded
 from serving.loaded import LoadedModel
@@ -97,37 +98,19 @@ class Screen:
         """Yield for each piece its table of shifts and how many perturbations did not apply."""
         for piece in plan.pieces:
             own = _row(plan.rows, piece.cell)
-            genes_n = own[self._gene_v[own]]
-            number_p, token_pk = self.design.of_cell(genes_n, piece.first, piece.stop)
-            made = perturb_cell(genes_n, token_pk, self.edit, self._layout.max_genes, len(self._model.vocabulary))
-            copies: list[Copies] = [each for each in made if len(each.numbers_p)]
-            applied = sum(len(each.numbers_p) for each in copies)
-            found = self._perturber.measure([(genes_n, copies)]) if copies else None
-            yield self._table(plan.ids[piece.cell], genes_n, number_p, token_pk, found), len(number_p) - applied
+            genes_n, tokens = own[self._gene_v[own]], len(self._model.vocabulary)
+            chunk, capacity = (piece.first, piece.stop), self._layout.max_genes
+            cell = perturbed_cell(0, genes_n, self.design, chunk, self.edit, capacity, tokens)
+            found = self._perturber.measure([(genes_n, cell.copies)]) if cell.copies else None
+            yield self._table(plan.ids[piece.cell], cell, found), cell.lost
 
-    def _table(
-        self,
-        name: str,
-        genes_n: NDArray[np.uint16],
-        number_p: NDArray[np.int64],
-        token_pk: NDArray[np.int32],
-        found: Measures | None,
-    ) -> pa.Table:
+    def _table(self, name: str, cell: PerturbedCell, found: Measures | None) -> pa.Table:
         """Return a row for each copy, by the number of its perturbation."""
-        schema = shift_schema.shift_schema(self.states, ())
+        schema, vocabulary = shift_schema(self.states, ()), self._model.vocabulary
         if found is None:
             return schema.empty_table()
-        order = np.argsort(found.number_r, kind="stable")
-        place_r = found.number_r[order]
-        columns = [
-            pa.repeat(name, len(order)),
-            pa.array(number_p[place_r].astype(np.int32)),
-            pa.array([self.design.title(int(number_p[p]), self._model.vocabulary) for p in place_r], pa.string()),
-            pa.array(_best_ranks(genes_n, token_pk, len(self._model.vocabulary))[place_r]),
-            pa.array(np.full(len(order), len(genes_n), np.int32)),
-            pa.array(found.similarity_r[order]),
-            *(pa.array(np.ascontiguousarray(found.shift_rs[order, s])) for s in range(len(self.states))),
-        ]
+        titles = [self.design.title(int(number), vocabulary) for number in cell.number_p]
+        columns = shift_columns([cell], pa.array([name], pa.string()), found, [titles], len(vocabulary))
         return pa.table(columns, schema=schema)
 
 
@@ -163,7 +146,7 @@ class Screens:
 def tabled(plan: ScreenPlan, pieces: Sequence[tuple[pa.Table, int]]) -> Tabled:
     """Put the pieces of a plan together."""
     tables = [table for table, _ in pieces]
-    schema = tables[0].schema if tables else shift_schema.shift_schema((), ())
+    schema = tables[0].schema if tables else shift_schema((), ())
     table = pa.concat_tables(tables) if tables else schema.empty_table()
     counts = {PERTURBED: table.num_rows, DOES_NOT_APPLY: sum(lost for _, lost in pieces)}
     return Tabled(plan.stamp, plan.notes, table, counts, plan.tokens)
@@ -171,13 +154,6 @@ def tabled(plan: ScreenPlan, pieces: Sequence[tuple[pa.Table, int]]) -> Tabled:
 
 def _row(rows: TokenRows, row: int) -> NDArray[np.uint16]:
     return rows.input_ids[rows.offsets[row] : rows.offsets[row + 1]]
-
-
-def _best_ranks(genes_n: NDArray[np.uint16], token_pk: NDArray[np.int32], tokens: int) -> NDArray[np.int32]:
-    """Return for each perturbation the best rank of its genes in the cell, `INSERTED` where it has none of them."""
-    place_pk = places(genes_n, token_pk, tokens)
-    best_p = np.where(place_pk == ABSENT, np.iinfo(np.int32).max, place_pk).min(axis=1)
-    return np.where(best_p == np.iinfo(np.int32).max, shift_schema.INSERTED, best_p).astype(np.int32)
 
 
 def _states(model: LoadedModel, ask: dict[str, Any]) -> dict[str, NDArray[np.float32]]:

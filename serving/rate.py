@@ -49,7 +49,3 @@ class RateLimiter:
             return (1 - bucket.tokens) / rate
         bucket.tokens -= 1
         return 0.0
-
-    def keep(self, names: set[str]) -> None:
-        """Forget all names but these."""
-        self._buckets = {name: bucket for name, bucket in self._buckets.items() if name in names}

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Annotated, Any, TypeVar
 
-from fastapi import Depends, FastAPI, Request
+from fastapi import Depends, FastAPI, Header, Request
 from fastapi.responses import Response
 
 from cellray import __version__
@@ -29,9 +29,11 @@ from serving.bodies import media_type, parse, read_body, wants_binary
 from serving.cell_routes import add_cells
 from serving.draining import Guard
 from serving.faults import HttpError, too_large
+from serving.heads import Heads
 from serving.metrics import CONTENT_TYPE
 from serving.openapi import OF_KEYS, body_of, describe, errors
 from serving.page import add_page
+from serving.repeating import HEADER, LONGEST, Repeat, repeat_of
 from serving.security import SecurityHeaders
 from serving.service import Service
 from serving.watching import NOTES, watch
@@ -40,6 +42,7 @@ RequestT = TypeVar("RequestT", bound=CellsRequest)
 
 _FLOAT_BYTES, _TEXT_BYTES = 4, 20
 """Of a number in an answer: in binary, in JSON."""
+_KEY = "any text for this request alone: sent again with the same key, it begins no second job"
 _ROW_BYTES = 80
 """Of an effect in a table, about."""
 
@@ -60,6 +63,7 @@ def make_app(service: Service) -> FastAPI:
     app.add_middleware(Guard, flight=service.flight)
     watch(app, service)
     app.add_middleware(SecurityHeaders, tls=service.config.tls_certificate is not None)
+    app.add_middleware(Heads)
     _add_health(app, service)
     _add_models(app, service)
     _add_jobs(app, service)
@@ -69,13 +73,13 @@ def make_app(service: Service) -> FastAPI:
     return app
 
 
-def _allow(service: Service, scope: Scope | None) -> Callable[[Request], Awaitable[Caller]]:
-    """Return the dependency that lets callers of a scope in, before the body is read."""
+def _allow(service: Service, *scopes: Scope) -> Callable[[Request], Awaitable[Caller]]:
+    """Return the dependency that lets callers of any of some scopes in, before the body is read; none: any key."""
 
     async def allow(request: Request) -> Caller:
         client = request.client.host if request.client else ""
         try:
-            caller = service.gate.admit(request.headers, scope, client)
+            caller = service.gate.admit(request.headers, scopes, client)
         except AccessError as error:
             request.scope[NOTES]["caller"] = error.caller
             raise
@@ -106,7 +110,7 @@ def _add_health(app: FastAPI, service: Service) -> None:
 def _add_models(app: FastAPI, service: Service) -> None:
     embed, perturb = _allow(service, "embed"), _allow(service, "perturb")
 
-    @app.get("/v1/models", tags=["models"], responses=errors(*OF_KEYS), dependencies=[Depends(_allow(service, None))])
+    @app.get("/v1/models", tags=["models"], responses=errors(*OF_KEYS), dependencies=[Depends(_allow(service))])
     async def models() -> ModelsResponse:
         """List the models, what they can be asked, and the limits."""
         return ModelsResponse(models=service.infos())
@@ -144,25 +148,40 @@ def _add_models(app: FastAPI, service: Service) -> None:
     @app.post(
         "/v1/perturbations", tags=["models"], **body_of(PerturbationRequest, PerturbationResponse, {202: JobStatus})
     )
-    async def perturbations(request: Request, caller: Annotated[Caller, Depends(perturb)]) -> Response:
+    async def perturbations(
+        request: Request,
+        caller: Annotated[Caller, Depends(perturb)],
+        key: Annotated[str | None, Header(alias=HEADER, min_length=1, max_length=LONGEST, description=_KEY)] = None,
+    ) -> Response:
         """Perturb genes of cells: the effects at once, or a job (202) if that takes long."""
 
         async def answer(cells: CellTable, asked: PerturbationRequest, binary: bool) -> bytes | Response:
-            return await _perturbed(service, caller, cells, asked, binary=binary)
+            asked = asked.model_copy(update={"genes": None})
+            repeat = None
+            if key is not None and asked.background is not False:  # else there is no job that could be begun twice
+                repeat = await asyncio.to_thread(repeat_of, key, cells, asked)
+                if (status := await service.ask_jobs("repeated", caller.name, repeat)) is not None:
+                    return _begun(status)
+            return await _perturbed(service, caller, cells, asked, repeat, binary=binary)
 
         return await _answered(service, request, PerturbationRequest, answer)
 
 
 async def _perturbed(
-    service: Service, caller: Caller, cells: CellTable, asked: PerturbationRequest, *, binary: bool
+    service: Service,
+    caller: Caller,
+    cells: CellTable,
+    asked: PerturbationRequest,
+    repeat: Repeat | None,
+    *,
+    binary: bool,
 ) -> bytes | Response:
     """Answer with effects, or with a job."""
     limits = service.config.limits
     if len(set(cells.ids)) < len(cells.ids):
         raise HttpError(422, "invalid_request", "cells: ids must differ, since effects are told by them")
     at_once = 0 if asked.background else limits.perturbation_tokens
-    empty = asked.model_copy(update={"genes": None})
-    found = await service.ask(asked.model, "perturb", cells, empty, at_once, limits.job_tokens)
+    found = await service.ask(asked.model, "perturb", cells, asked, at_once, limits.job_tokens)
     if isinstance(found, ScreenPlan):
         if asked.background is False:
             limit = limits.perturbation_tokens
@@ -170,47 +189,54 @@ async def _perturbed(
         rows = found.perturbations if asked.top is None else min(found.perturbations, asked.top * len(cells))
         if (size := rows * _ROW_BYTES / 1e6) > limits.response_mb:
             raise too_large("response_mb", limits.response_mb, f"about {size:,.0f} MB of effects; ask for `top` ones")
-        status = await service.ask_jobs("submit", found, caller.name)
-        return Response(status.model_dump_json(), 202, {"location": f"/v1/jobs/{status.id}"}, JSON)
+        return _begun(await service.ask_jobs("submit", found, caller.name, repeat))
     service.metrics.computed(asked.model, len(cells), found.tokens)
     ask = asked.model_dump(include={"goal", "top"})
     found = await asyncio.to_thread(tables.ranked, found, ask)
     return await asyncio.to_thread(tables.perturbation_body, found, binary=binary)
 
 
+def _begun(status: JobStatus) -> Response:
+    """Return the answer that a job was begun."""
+    return Response(status.model_dump_json(), 202, {"location": f"/v1/jobs/{status.id}"}, JSON)
+
+
 def _add_jobs(app: FastAPI, service: Service) -> None:
-    perturb = _allow(service, "perturb")
-    Owner = Annotated[Caller, Depends(perturb)]  # noqa: N806  # a type
+    Owner = Annotated[Caller, Depends(_allow(service, "perturb"))]  # noqa: N806  # a type
+    Looker = Annotated[Caller, Depends(_allow(service, "perturb", "admin"))]  # noqa: N806
+
+    def whose(caller: Caller) -> str | None:
+        return None if caller.is_admin else caller.name
 
     @app.get("/v1/jobs", tags=["jobs"], responses=errors(*OF_KEYS, 503, 504))
-    async def jobs(caller: Owner) -> list[JobStatus]:
-        """List the caller's jobs."""
-        found: list[JobStatus] = await service.ask_jobs("all", caller.name)
+    async def jobs(caller: Looker) -> list[JobStatus]:
+        """List the caller's jobs, the oldest first; with the scope admin everybody's, with the names of their keys."""
+        found: list[JobStatus] = await service.ask_jobs("all", whose(caller))
         return found
 
     @app.get("/v1/jobs/{job_id}", tags=["jobs"], responses=errors(*OF_KEYS, 404, 422, 503, 504))
-    async def job(job_id: str, caller: Owner) -> JobStatus:
-        """Tell how far a job is."""
-        found: JobStatus = await service.ask_jobs("status", job_id, caller.name)
+    async def job(job_id: str, caller: Looker) -> JobStatus:
+        """Tell how far a job is: one's own, with the scope admin anybody's."""
+        found: JobStatus = await service.ask_jobs("status", job_id, whose(caller))
         return found
 
     @app.get(
         "/v1/jobs/{job_id}/result",
         tags=["jobs"],
         response_model=PerturbationResponse,
-        responses=errors(*OF_KEYS, 404, 406, 409, 422, 503, 504),
+        responses=errors(*OF_KEYS, 404, 406, 409, 410, 422, 503, 504),
     )
     async def result(job_id: str, request: Request, caller: Owner) -> Response:
-        """Return the result of a job that is done."""
+        """Return the result of one's own job that is done."""
         binary = wants_binary(request)
-        found, _ = await service.ask_jobs("result", job_id, caller.name)
+        found = await service.ask_jobs("result", job_id, caller.name)
         body = await asyncio.to_thread(tables.perturbation_body, found, binary=binary)
         return Response(body, media_type=ARROW_STREAM if binary else JSON)
 
     @app.delete("/v1/jobs/{job_id}", tags=["jobs"], responses=errors(*OF_KEYS, 404, 422, 503, 504))
-    async def cancel(job_id: str, caller: Owner) -> JobStatus:
-        """Cancel a job, or drop the result of one that is done."""
-        found: JobStatus = await service.ask_jobs("cancel", job_id, caller.name)
+    async def cancel(job_id: str, caller: Looker) -> JobStatus:
+        """Cancel a job, or forget one that has ended: one's own, with the scope admin anybody's."""
+        found: JobStatus = await service.ask_jobs("cancel", job_id, whose(caller))
         return found
 
 

@@ -4,11 +4,11 @@ For clients that cannot read an .h5ad themselves, as the web page. Knows files a
 """
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pydantic_core import to_json
 from scipy import sparse
 
 from cellray.api.schema import CELL_ID_LENGTH, CellsResponse
@@ -17,6 +17,7 @@ from cellray.data.sources.contract import CountSource, open_source
 from cellray.errors import InputError
 from serving.answers import TooMuchError
 from serving.handover import Sample
+from serving.json_body import listed, with_field
 from serving.upload import SUBJECT, Upload, checked_size, drawn, read_cells
 
 SYMBOL_COLUMNS = ("gene_name", "gene_symbol", "gene_symbols", "feature_name", "symbol")
@@ -63,12 +64,11 @@ def cells_body(sample: Sample) -> bytes:
     if max(map(len, cells.ids)) > CELL_ID_LENGTH:
         raise InputError(SUBJECT, f"a cell's name may have {CELL_ID_LENGTH} characters", "a longer one", "Shorten it.")
     whole = bool((np.abs(cells.counts) < _EXACT).all() and (cells.counts == np.rint(cells.counts)).all())
-    counts, columns = (cells.counts.astype(np.int64) if whole else cells.counts).tolist(), cells.columns.tolist()
-    ends = cells.indptr.tolist()
-    rows = [
-        {"id": name, "indices": columns[start:stop], "counts": counts[start:stop]}
-        for name, start, stop in zip(cells.ids, ends[:-1], ends[1:], strict=True)
-    ]
+    counts, columns = cells.counts.astype(np.int64) if whole else cells.counts, cells.columns
+    rows = (
+        {"id": name, "indices": columns[start:stop].tolist(), "counts": counts[start:stop].tolist()}
+        for name, (start, stop) in zip(cells.ids, pairwise(cells.indptr.tolist()), strict=True)
+    )
     symbols = None if sample.symbols is None else list(sample.symbols)
     answer = CellsResponse.model_construct(
         about=sample.about,
@@ -78,7 +78,7 @@ def cells_body(sample: Sample) -> bytes:
         obs=sample.obs,
         obs_left_out=sample.left_out,
     )
-    return to_json(answer.model_dump(warnings=False) | {"cells": rows})
+    return with_field(answer, "cells", listed([row] for row in rows))
 
 
 def json_megabytes(cells: CellTable) -> float:

@@ -71,7 +71,7 @@ class Service:
         while True:
             try:
                 told = await ask(self.models[name].describe.remote, _PATIENCE_S)
-                self._known[name] = (time.monotonic(), self._info(told))
+                self._known[name] = (time.monotonic(), self._info(name, told))
                 for what, value in vars(told["load"]).items():
                     self.metrics.replica.labels(name, what).set(value)
             except Exception as error:  # a replica that starts or is lost: asked again
@@ -79,23 +79,12 @@ class Service:
             self.metrics.ready.labels(name).set(self.ready()[name])
             await asyncio.sleep(_POLL_S)
 
-    def _info(self, told: dict[str, Any]) -> ModelInfo:
-        limits = self.config.limits
-        told = {name: value for name, value in told.items() if name != "load"}
-        return ModelInfo(
-            **told.pop("stamp").model_dump(),
-            **told,
-            limits=LimitsInfo(
-                body_mb=limits.body_mb,
-                json_mb=limits.json_mb,
-                cells_per_request=limits.cells_per_request,
-                counts_per_request=limits.counts_per_request,
-                genes_per_cell=limits.genes_per_cell,
-                perturbation_tokens=limits.perturbation_tokens,
-                job_tokens=limits.job_tokens,
-                request_timeout_s=limits.request_timeout_s,
-            ),
-        )
+    def _info(self, name: str, told: Mapping[str, Any]) -> ModelInfo:
+        queued = self.config.models[name].max_queued_cells
+        limits = self.config.limits.model_dump(include=set(LimitsInfo.model_fields))
+        stamp = told["stamp"].model_dump()
+        about = {what: value for what, value in told.items() if what not in ("load", "stamp")}
+        return ModelInfo(**stamp, **about, limits=LimitsInfo(**limits, max_queued_cells=queued))
 
     def infos(self) -> list[ModelInfo]:
         """Return what is known of the models."""
@@ -146,5 +135,5 @@ class Service:
 
     async def ask_jobs(self, method: str, *arguments: Any) -> Any:  # noqa: ANN401
         """Ask the jobs, once: a job must not be begun twice."""
-        async with asyncio.timeout(self.config.limits.request_timeout_s):
-            return await getattr(self.jobs, method).remote(*arguments)
+        handle = getattr(self.jobs, method)
+        return await ask(lambda: handle.remote(*arguments), self.config.limits.request_timeout_s, attempts=1)

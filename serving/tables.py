@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pydantic_core import to_json
 
 from cellray import shift_schema
 from cellray.api import wire
 from cellray.api.schema import EmbeddingResponse, GeneEmbeddings, PerturbationResponse, Pooling, PredictionResponse
 from serving.answers import Embedded, ScreenPlan, Tabled
+from serving.json_body import listed, rows_json, table_json, with_field
 from serving.ranking import strongest
 
 
@@ -46,17 +46,15 @@ def embedding_body(found: Embedded, pooling: Pooling, layer: int, *, binary: boo
         }
         return wire.pack_table(pa.table(columns), about)
     if found.cell_t is None:
-        lost = set(np.flatnonzero(np.isnan(found.embedding_nd).any(axis=1)).tolist())
-        rows = [None if i in lost else row for i, row in enumerate(found.embedding_nd.tolist())]
-        return to_json(response.model_copy(update={"embeddings": rows}))
+        return with_field(response, "embeddings", rows_json(found.embedding_nd))
     ends = np.searchsorted(found.cell_t, np.arange(len(ids) + 1))
-    genes = [
+    cells = (
         GeneEmbeddings.model_construct(
             id=name, genes=list(found.gene_t[start:stop]), embeddings=found.embedding_nd[start:stop].tolist()
         )
         for name, start, stop in zip(ids, ends[:-1].tolist(), ends[1:].tolist(), strict=True)
-    ]
-    return to_json(response.model_copy(update={"genes": genes}))
+    )
+    return with_field(response, "genes", listed([cell] for cell in cells))
 
 
 def prediction_body(found: Tabled, *, binary: bool) -> bytes:
@@ -74,5 +72,4 @@ def perturbation_body(found: Tabled, *, binary: bool) -> bytes:
 def _table_body(response: PredictionResponse | PerturbationResponse, table: pa.Table, *, binary: bool) -> bytes:
     if binary:
         return wire.pack_table(table, response.model_dump(exclude={"table"}))
-    columns = {name: table[name].to_pylist() for name in table.schema.names}
-    return to_json(response.model_copy(update={"table": columns}))
+    return with_field(response, "table", table_json(table))

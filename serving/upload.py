@@ -48,8 +48,8 @@ class Upload:
         `X`, `raw` or `layers/NAME`.
     gene_ids
         Var column with the gene ids, or `index`; None: `ensembl_id` if there is one, else the index.
-    cells, genes, counts
-        Most cells, most counts of a cell, and most counts of all.
+    cells, genes, counts, names
+        Most cells, most counts of a cell, most counts of all, and most columns.
     draw
         Draw so many cells at random from a file that has more; 0: such a file is refused.
     """
@@ -60,6 +60,7 @@ class Upload:
     cells: int
     genes: int
     counts: int
+    names: int
     draw: int = 0
 
 
@@ -77,7 +78,7 @@ def read_upload(upload: Upload) -> Sample | TooMuchError:
 
 
 def checked_size(source: CountSource, upload: Upload) -> TooMuchError | None:
-    """Return what is wrong with the number of cells of an open file.
+    """Return what is wrong with the number of cells or columns of an open file.
 
     Raises
     ------
@@ -86,6 +87,9 @@ def checked_size(source: CountSource, upload: Upload) -> TooMuchError | None:
     """
     if source.n_cells > upload.cells and not upload.draw:
         return TooMuchError("cells_per_request", upload.cells, f"{source.n_cells:,} cells", "Send fewer at a time.")
+    if source.n_columns > upload.names:
+        found = f"{source.n_columns:,} columns"
+        return TooMuchError("genes_per_request", upload.names, found, "Leave genes out that no cell expresses.")
     if not source.n_cells:
         raise InputError(SUBJECT, "there must be a cell", "none", "Choose another file.")
     return None
@@ -190,10 +194,11 @@ def _received(
         path = Path(folder) / _FILE
         path.write_bytes(body)
         cells, draw = limits.cells_per_request, min(draw, limits.cells_per_request)
-        upload = Upload(str(path), matrix, column, cells, limits.genes_per_cell, limits.counts_per_request, draw)
+        most = (cells, limits.genes_per_cell, limits.counts_per_request, limits.genes_per_request)
+        upload = Upload(str(path), matrix, column, *most, draw)
         memory = int(limits.upload_memory_mb * 1e6)
-        most = _BYTES_A_COUNT * limits.counts_per_request + _MOST_TEXT
-        answer = call_untrusted(partial(_packed, read), upload, SUBJECT, limits.upload_s, memory, most)
+        size = _BYTES_A_COUNT * limits.counts_per_request + _MOST_TEXT
+        answer = call_untrusted(partial(_packed, read), upload, SUBJECT, limits.upload_s, memory, size)
         if isinstance(answer, InputError):
             return InputError(*(str(part).replace(str(path), SUBJECT) for part in answer.args))
         return unpack(answer, SUBJECT)

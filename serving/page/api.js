@@ -11,6 +11,7 @@ const PLAIN = {
 const LIMITS = {
   cells_per_request: "This server takes fewer cells at once",
   genes_per_cell: "This server takes fewer genes a cell",
+  genes_per_request: "This server takes files with fewer genes",
   body_mb: "The file is larger than this server takes",
   response_mb: "The answer would be larger than this server sends",
   job_tokens: "This is more work than this server takes on: pick fewer cells or genes",

@@ -105,7 +105,8 @@ function reload() {
 
 async function showCells(cells, signal, tell) {
   const how = { model: model().name, pooling: $("pooling").value, layer: Number($("layer").value) };
-  const most = Math.min(32, model().limits.cells_per_request);
+  const { cells_per_request, max_queued_cells } = model().limits;
+  const most = Math.max(1, Math.min(32, cells_per_request, Math.floor(max_queued_cells / 2))); // finds room soon
   const found = await embed(cells, how, most, signal, (done) => {
     tell(`Embedding: ${done} of ${cells.length} cells`, done / cells.length);
   });

@@ -14,9 +14,10 @@ from pathlib import Path
 import anndata
 import numpy as np
 import pytest
+from fastapi.responses import Response
 
 from cellray.api.schema import JobState, JobStatus
-from cellray.client import AsyncClient, Client, JobError, ModelChangedError, RefusedError, UnavailableError
+from cellray.client import AsyncClient, Client, JobError, ModelChangedError, RefusedError, UnavailableError, sending
 from cellray.config import API_KEY
 from cellray.errors import InputError
 from tests.client.standin import Standin, failing, standin
@@ -93,6 +94,16 @@ def test_pieces_fit_the_limits(server: Standin, cells: anndata.AnnData, wanted_n
     assert max(len(body) for body in server.bodies) < 40  # the body decides
 
 
+def test_no_request_needs_more_than_half_of_the_queue(
+    server: Standin, cells: anndata.AnnData, wanted_nd: np.ndarray
+) -> None:
+    server.limits = {"max_queued_cells": 9}
+    with Client(server.url) as client:
+        equal(client.embed(cells), wanted_nd)
+        client.perturb(cells[:20])
+    assert {len(body) for body in server.bodies} == {4, 2}
+
+
 def test_limits_that_were_lowered_since_are_found_out(
     server: Standin, cells: anndata.AnnData, wanted_nd: np.ndarray
 ) -> None:
@@ -155,6 +166,20 @@ def test_connections_that_break_are_made_again(
         assert proxy.injected[kind] == 2
 
 
+def test_a_proxy_that_lost_its_server_is_asked_again(
+    server: Standin, cells: anndata.AnnData, wanted_nd: np.ndarray
+) -> None:
+    """Unlike a 500 in the server's words."""
+
+    async def plain() -> Response:
+        return Response("Internal Server Error", 500, media_type="text/plain")
+
+    server.faults = [plain, plain]
+    with Client(server.url, in_flight=1) as client:
+        equal(client.embed(cells[:5]), wanted_nd[:5])
+    assert posts(server) == 3
+
+
 def test_nobody_there_names_the_address() -> None:
     with Client("http://127.0.0.1:9", attempts=2) as client, pytest.raises(ConnectionError) as caught:
         client.models()
@@ -177,7 +202,7 @@ def test_one_version_of_the_model_answers_all_cells(
 def test_a_model_that_never_stays_is_an_error(
     server: Standin, cells: anndata.AnnData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cellray.client.sending._PAUSE_S", 0.01)
+    monkeypatch.setattr(sending, "_PAUSE_S", 0.01)
     server.digests = [f"version {i}" for i in range(99)]
     with Client(server.url, in_flight=1) as client, pytest.raises(ModelChangedError, match="Ask again"):
         client.embed(cells)
@@ -299,6 +324,21 @@ def test_a_job_is_waited_for_and_forgotten(server: Standin, cells: anndata.AnnDa
     assert server.requests[-2:] == [("GET", "/v1/jobs/j1/result"), ("DELETE", "/v1/jobs/j1")]
     assert server.parameters[0]["perturb"] == ["G1"]
     assert server.parameters[0]["top"] is None
+
+
+def test_a_lost_answer_begins_no_second_job(server: Standin, cells: anndata.AnnData) -> None:
+    """All attempts of one request bring one key, and other requests bring others."""
+    with (
+        FaultyProxy(server.url, [Fault("lost_answer", times=2, operations=("POST",))]) as proxy,
+        Client(proxy.url) as client,
+    ):
+        client.perturb(cells[:3])
+        client.perturb(cells[:3])
+        client.embed(cells[:3])
+    asked = zip(server.requests, server.headers, strict=True)
+    keys = [headers.get("idempotency-key") for (method, _), headers in asked if method == "POST"]
+    assert keys == [keys[0], keys[0], keys[0], keys[3], None]
+    assert len(set(keys)) == 3
 
 
 def test_a_job_that_fails_says_why(server: Standin, cells: anndata.AnnData) -> None:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow as pa
 import pytest
+from ray.exceptions import ActorDiedError
 
 from cellray.api.schema import CellNote, ModelStamp
 from cellray.data.collate import TokenRows
@@ -15,7 +16,6 @@ from cellray.errors import InputError
 from cellray.shift_schema import shift_schema
 from serving.answers import ModelChangedError, Piece, ScreenPlan, Tabled
 from serving.background import Jobs
-from serving.batcher import QueueClosedError
 from serving.config import Limits, ModelOptions
 from serving.draining import InFlight
 from serving.faults import HttpError
@@ -92,7 +92,7 @@ def test_the_strongest_of_all_pieces_are_kept() -> None:
         jobs = jobs_of(measured)
         job = (await jobs.submit(plan_of(3, 7), "me")).id
         assert await ended(jobs, job) == "done"
-        result, _ = await jobs.result(job, "me")
+        result = await jobs.result(job, "me")
         assert result.table["cell_id"].to_pylist() == ["c0", "c0", "c1", "c1", "c2", "c2"]
         assert result.table["perturbation"].to_pylist() == [13, 12] * 3
         assert result.counts == {"perturbations": 42}
@@ -108,7 +108,7 @@ def test_the_strongest_of_all_pieces_are_kept() -> None:
         (ModelChangedError("m/1 was replaced by m/2"), "replaced by m/2"),
         (InputError("m", "a rule", "no", "Mend it."), "a rule; found no"),
         (TimeoutError(), "not answered in time (job_step_s is 600), 6 times"),
-        (QueueClosedError("the replica stops"), "the replica that computed this was lost"),
+        (ActorDiedError(), "the replica that computed this was lost"),
     ],
 )
 def test_a_job_that_fails_says_why(error: Exception, said: str) -> None:
@@ -193,5 +193,55 @@ def test_jobs_are_their_owners_and_forgotten_in_time() -> None:
         await asyncio.sleep(0.1)
         with pytest.raises(HttpError, match="not_found"):
             await jobs.status(job, "me")
+
+    asyncio.run(ask())
+
+
+def test_the_oldest_results_make_room_for_the_latest() -> None:
+    async def ask() -> None:
+        one = jobs_of(measured)
+        first = (await one.submit(plan_of(1, 1), "me")).id
+        assert await ended(one, first) == "done"
+        size = (await one.result(first, "me")).nbytes
+        jobs, made = jobs_of(measured, jobs_mb=2.5 * size / 1e6), []
+        for number in range(4):
+            made.append((await jobs.submit(plan_of(1, 1), "me")).id)
+            assert await ended(jobs, made[number]) == "done"
+        for job in made[:2]:
+            with pytest.raises(HttpError, match="dropped to make room") as gone:
+                await jobs.result(job, "me")
+            assert (gone.value.status, gone.value.limit) == (410, ("jobs_mb", 2.5 * size / 1e6))
+            status = await jobs.status(job, "me")
+            assert (status.state, status.result, status.error) == (
+                "done",
+                None,
+                "its result was dropped to make room for later ones",
+            )
+        for job in made[2:]:
+            assert (await jobs.result(job, "me")).table.num_rows == 2
+        small = jobs_of(measured, jobs_mb=1e-6)
+        last = (await small.submit(plan_of(1, 1), "me")).id
+        assert await ended(small, last) == "done"
+        assert (await small.result(last, "me")).table.num_rows == 2  # the latest stays, however large
+
+    asyncio.run(ask())
+
+
+def test_jobs_that_wait_hold_so_much_and_no_more() -> None:
+    async def never(part: ScreenPlan) -> Tabled:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def ask() -> None:
+        plan = plan_of(3, 4)
+        jobs = jobs_of(never, jobs_mb=1.5 * plan.nbytes / 1e6)
+        first = (await jobs.submit(plan, "me")).id
+        with pytest.raises(HttpError, match="hold 0 MB") as refused:
+            await jobs.submit(plan, "you")
+        assert (refused.value.status, refused.value.limit) == (429, ("jobs_mb", 1.5 * plan.nbytes / 1e6))
+        await jobs.cancel(first, "me")  # before its task began
+        assert jobs._jobs[first].work.plan.nbytes < plan.nbytes / 10
+        second = (await jobs.submit(plan, "you")).id
+        await jobs.cancel(second, "you")
 
     asyncio.run(ask())

@@ -11,7 +11,7 @@ import pytest
 
 from cellray.data.collate import TokenRows
 from cellray.errors import InputError
-from serving.batcher import Batcher, ComputeError, QueueClosedError
+from serving.batcher import Batcher, ComputeError
 
 
 def rows_of(*lengths: int, first: int = 0) -> TokenRows:
@@ -40,10 +40,8 @@ class Recorder:
 
 
 @pytest.fixture
-def batcher() -> Iterator[Batcher]:
-    made = Batcher(token_budget=100, max_wait_s=0.0)
-    yield made
-    made.close()
+def batcher() -> Batcher:
+    return Batcher(token_budget=100, max_wait_s=0.0)
 
 
 async def until(ready: Callable[[], bool]) -> None:
@@ -143,7 +141,6 @@ def test_a_batch_with_room_waits_for_more() -> None:
 
     assert asyncio.run(ask()) < 0.5
     assert record.batches == [[(0, 50), (1, 50)]]
-    batcher.close()
 
 
 def test_rows_overtake_long_work_and_do_not_starve_it(batcher: Batcher) -> None:
@@ -268,27 +265,5 @@ def test_an_error_goes_to_those_it_concerns(batcher: Batcher) -> None:
         assert batcher.load.failures == 3
         assert await batcher.rows("b", rows_of(10), Recorder()) == [(0, 10)]
         assert batcher.load.failures == 0
-
-    asyncio.run(ask())
-
-
-def test_closing_fails_what_waits() -> None:
-    batcher, record = Batcher(token_budget=100, max_wait_s=0.0), Recorder()
-
-    async def ask() -> None:
-        record.gate.clear()
-        first = asyncio.ensure_future(batcher.rows("a", rows_of(100), record))
-        await until(record.begun.is_set)
-        second = asyncio.ensure_future(batcher.rows("a", rows_of(100), record))
-        await until(lambda: batcher.load.rows == 1)
-        closing = threading.Thread(target=batcher.close)
-        closing.start()
-        with pytest.raises(QueueClosedError):
-            await second
-        record.gate.set()
-        assert await first == [(0, 100)]
-        closing.join()
-        with pytest.raises(QueueClosedError):
-            await batcher.rows("a", rows_of(1), record)
 
     asyncio.run(ask())

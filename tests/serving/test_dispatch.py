@@ -4,11 +4,22 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
-from ray.exceptions import ActorDiedError, ObjectLostError, OwnerDiedError, RayTaskError, WorkerCrashedError
-from ray.serve.exceptions import ReplicaUnavailableError
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    ObjectLostError,
+    OutOfMemoryError,
+    OwnerDiedError,
+    RaySystemError,
+    RayTaskError,
+    RpcError,
+    TaskCancelledError,
+    WorkerCrashedError,
+)
+from ray.serve.exceptions import RayServeException, ReplicaUnavailableError
 
 from cellray.errors import InputError
-from serving.batcher import ComputeError, QueueClosedError
+from serving.batcher import ComputeError
 from serving.dispatch import ask
 from serving.faults import answerable
 
@@ -18,7 +29,9 @@ LOST = [
     ObjectLostError("ab", None, ""),
     OwnerDiedError("ab", None, ""),
     ReplicaUnavailableError("it starts"),
-    QueueClosedError("the replica stops"),
+    ActorUnavailableError("no answer", None),
+    OutOfMemoryError("the node's memory ran out"),
+    TaskCancelledError(),
 ]
 
 
@@ -83,3 +96,58 @@ def test_a_model_that_fails_twice_says_so() -> None:
     found = answerable(ComputeError("OutOfMemoryError in the computation"))
     assert (found.status, found.code) == (500, "compute_failed")
     assert "OutOfMemoryError" in found.message
+
+
+def caused(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (caused(RayServeException("an upstream actor died"), ActorDiedError()), "replica_lost"),
+        (caused(RuntimeError("the handle is closed"), ActorDiedError()), "replica_lost"),
+        (RayServeException("the router is shut down"), "unavailable"),
+        (RaySystemError("no raylet"), "unavailable"),
+        (RpcError("the control service does not answer"), "unavailable"),
+    ],
+)
+def test_what_is_the_clusters_is_worth_asking_again(error: Exception, code: str) -> None:
+    found = answerable(error)
+    assert (found.status, found.code) == (503, code)
+    assert found.retry_after_s
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("a bug"), RayTaskError("f", "traceback", ValueError("a bug"))], ids=name_of
+)
+def test_what_is_a_bug_stays_one(error: Exception) -> None:
+    assert answerable(error).status == 500
+
+
+def test_an_answer_that_serve_cancels_is_asked_once_more() -> None:
+    """Nobody cancelled the asker, so it must not end as if its client were gone."""
+
+    async def cancelled() -> None:
+        raise asyncio.CancelledError
+
+    call, raised = failing(TaskCancelledError())
+    assert asyncio.run(ask(call, 5)) == "answered"
+    assert len(raised) == 1
+    with pytest.raises(TaskCancelledError):
+        asyncio.run(ask(lambda: Response(cancelled()), 5))
+
+
+def test_who_is_cancelled_stays_so() -> None:
+    async def run() -> None:
+        never = asyncio.Event()
+        asking = asyncio.create_task(ask(lambda: Response(never.wait()), 60))
+        await asyncio.sleep(0)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        with pytest.raises(TimeoutError):
+            await ask(lambda: Response(never.wait()), 0.01)
+
+    asyncio.run(run())

@@ -50,15 +50,15 @@ def add(path: Path) -> Callable[..., str]:
 
 def refusal(gate: KeyGate, headers: dict[str, str], scope: str = "embed") -> AccessError:
     with pytest.raises(AccessError) as caught:
-        gate.admit(headers, scope, ADDRESS)  # type: ignore[arg-type]
+        gate.admit(headers, [scope] if scope else [], ADDRESS)  # type: ignore[arg-type]
     return caught.value
 
 
 def test_a_key_opens_what_its_scopes_say(path: Path, add: Callable[..., str]) -> None:
     key, admin = add("ana", "embed", "perturb"), add("root", "admin")
     gate = KeyGate(KeyFile(str(path)), 600, None)
-    assert gate.admit(header(key), "perturb", ADDRESS) == Caller("ana", frozenset({"embed", "perturb"}))
-    assert gate.admit({"authorization": f"bearer  {key} "}, "embed", ADDRESS).name == "ana"
+    assert gate.admit(header(key), ["perturb"], ADDRESS) == Caller("ana", frozenset({"embed", "perturb"}))
+    assert gate.admit({"authorization": f"bearer  {key} "}, ["embed"], ADDRESS).name == "ana"
     assert (refusal(gate, header(key), "admin").status, refusal(gate, header(key), "admin").code) == (
         403,
         "scope_missing",
@@ -102,14 +102,14 @@ def test_each_key_has_its_rate(path: Path, add: Callable[..., str]) -> None:
     clock = Clock()
     slow, usual = add("slow", "embed", requests_per_minute=6), add("usual", "embed")
     gate = KeyGate(KeyFile(str(path), clock), 120, None, RateLimiter(clock))
-    gate.admit(header(slow), "embed", ADDRESS)
+    gate.admit(header(slow), ["embed"], ADDRESS)
     found = refusal(gate, header(slow))
     assert (found.status, found.code, found.retry_after_s) == (429, "rate_limited", pytest.approx(10))
     for _ in range(20):  # ten seconds' worth at once
-        gate.admit(header(usual), "embed", ADDRESS)
+        gate.admit(header(usual), ["embed"], ADDRESS)
     assert refusal(gate, header(usual)).retry_after_s == pytest.approx(0.5)
     clock.now += 10
-    gate.admit(header(slow), "embed", ADDRESS)
+    gate.admit(header(slow), ["embed"], ADDRESS)
 
 
 def test_over_a_long_time_no_more_pass_than_flow_in() -> None:
@@ -142,7 +142,7 @@ def test_keys_come_and_go_without_a_restart(
     second = add("second", "embed")
     assert refusal(gate, header(second)).code == "invalid_key"  # not looked at yet
     clock.now += 3
-    assert gate.admit(header(second), "embed", ADDRESS).name == "second"
+    assert gate.admit(header(second), ["embed"], ADDRESS).name == "second"
     path.write_text(path.read_text().splitlines()[1])
     os.utime(path, (time.time() + 5, time.time() + 5))
     clock.now += 3
@@ -150,7 +150,7 @@ def test_keys_come_and_go_without_a_restart(
     with caplog.at_level(logging.ERROR, "ray.serve"):
         path.write_text("half a li")
         clock.now += 3
-        assert gate.admit(header(second), "embed", ADDRESS).name == "second"
+        assert gate.admit(header(second), ["embed"], ADDRESS).name == "second"
     assert "keys stay as they were" in caplog.text
     path.write_text("# all revoked\n")
     clock.now += 3
@@ -182,4 +182,4 @@ def test_keys_may_be_a_secret_of_the_cluster(
 ) -> None:
     key = add("ana", "embed")
     monkeypatch.setenv(API_KEYS, path.read_text())
-    assert KeyGate(KeyFile(None), 600, None).admit(header(key), "embed", ADDRESS).name == "ana"
+    assert KeyGate(KeyFile(None), 600, None).admit(header(key), ["embed"], ADDRESS).name == "ana"

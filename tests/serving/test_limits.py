@@ -90,6 +90,7 @@ def test_unknown_places_have_bodies_too(served: Served) -> None:
         refused(client.get("/v1/nothing"), 404, "not_found")
         refused(client.get("/v1/embeddings"), 405, "method_not_allowed")
         assert client.get("/v1/embeddings").headers["allow"] == "POST"
+        assert (client.head("/healthz").status_code, client.head("/v1/embeddings").status_code) == (200, 405)
         refused(client.get("/v1/jobs/none"), 404, "not_found")
 
 

@@ -10,7 +10,7 @@ from serving.config import ServingConfig
 @pytest.mark.parametrize("host", ["127.0.0.1:8000", "localhost:8000", "LOCALHOST", "[::1]:8000", "127.8.0.1"])
 @pytest.mark.parametrize("site", [{}, {"sec-fetch-site": "same-origin"}, {"sec-fetch-site": "none"}])
 def test_this_machine_is_let_in(host: str, site: dict[str, str]) -> None:
-    assert OpenGate().admit({"host": host, **site}, "admin", "127.0.0.1").name == "anyone"
+    assert OpenGate().admit({"host": host, **site}, ["admin"], "127.0.0.1").name == "anyone"
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ def test_this_machine_is_let_in(host: str, site: dict[str, str]) -> None:
 )
 def test_others_are_not(headers: dict[str, str], client: str) -> None:
     with pytest.raises(AccessError) as caught:
-        OpenGate().admit(headers, "embed", client)
+        OpenGate().admit(headers, ["embed"], client)
     assert caught.value.status == 403
 
 

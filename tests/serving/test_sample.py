@@ -18,7 +18,7 @@ from serving.encoding import Encoder
 from serving.example import GROUP, MADE_UP, REAL, example_cells, made_up, real_cells
 from serving.handover import Sample
 from serving.sample import cells_body, read_sample
-from serving.upload import Upload
+from serving.upload import Upload, read_upload
 from tests.infer.tiny import cells_of
 from tests.serving.conftest import Served, json_cells, small_vocabulary
 
@@ -27,7 +27,7 @@ H5AD = {"content-type": wire.H5AD}
 
 def read(adata: anndata.AnnData, folder: Path, **options: object) -> CellsResponse:
     adata.write_h5ad(folder / "cells.h5ad")
-    made = {"matrix": "X", "gene_ids": None, "cells": 100, "genes": 100, "counts": 1000} | options
+    made = {"matrix": "X", "gene_ids": None, "cells": 100, "genes": 100, "counts": 1000, "names": 1000} | options
     sample = read_sample(Upload(str(folder / "cells.h5ad"), **made))  # type: ignore[arg-type]
     assert isinstance(sample, Sample)
     return CellsResponse.model_validate_json(cells_body(sample))
@@ -138,16 +138,26 @@ def test_cells_of_an_upload_can_be_asked_about(served: Served, cells: anndata.An
 
 def test_more_counts_than_the_limit_lets_are_told_before_all_are_read(tmp_path: Path) -> None:
     four_cells().write_h5ad(tmp_path / "cells.h5ad")
-    found = read_sample(Upload(str(tmp_path / "cells.h5ad"), "X", None, 100, 100, 5))
+    found = read_sample(Upload(str(tmp_path / "cells.h5ad"), "X", None, 100, 100, 5, 1000))
     assert isinstance(found, TooMuchError)
     assert (found.limit, found.value) == ("counts_per_request", 5)
+
+
+def test_more_columns_than_the_limit_lets_are_told_before_any_is_read(tmp_path: Path) -> None:
+    four_cells().write_h5ad(tmp_path / "cells.h5ad")
+    columns = four_cells().n_vars
+    for read_file in (read_sample, read_upload):
+        found = read_file(Upload(str(tmp_path / "cells.h5ad"), "X", None, 100, 100, 1000, columns - 1))
+        assert isinstance(found, TooMuchError)
+        assert (found.limit, found.value) == ("genes_per_request", columns - 1)
+        assert isinstance(read_file(Upload(str(tmp_path / "cells.h5ad"), "X", None, 100, 100, 1000, columns)), Sample)
 
 
 def test_cells_are_drawn_from_a_file_of_many(tmp_path: Path) -> None:
     adata = cells_of(cells=3000)
     adata.obs["row"] = np.arange(3000)
     adata.write_h5ad(tmp_path / "cells.h5ad")
-    upload = Upload(str(tmp_path / "cells.h5ad"), "X", None, 100, 1000, 10**6, draw=50)
+    upload = Upload(str(tmp_path / "cells.h5ad"), "X", None, 100, 1000, 10**6, 1000, draw=50)
     found, again = read_sample(upload), read_sample(upload)
     assert isinstance(found, Sample)
     assert isinstance(again, Sample)
@@ -157,5 +167,5 @@ def test_cells_are_drawn_from_a_file_of_many(tmp_path: Path) -> None:
     assert found.cells.ids == adata.obs_names[rows].tolist()
     x_ng = sparse.csr_matrix((found.cells.counts, found.cells.columns, found.cells.indptr), (50, adata.n_vars))
     np.testing.assert_array_equal(x_ng.toarray(), adata.X[rows].toarray())
-    whole = read_sample(Upload(str(tmp_path / "cells.h5ad"), "X", None, 100, 1000, 10**6))
+    whole = read_sample(Upload(str(tmp_path / "cells.h5ad"), "X", None, 100, 1000, 10**6, 1000))
     assert isinstance(whole, TooMuchError)

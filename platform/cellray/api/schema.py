@@ -241,7 +241,9 @@ class JobStatus(Message):
     total: int
     seconds_left: float | None = Field(None, description="an estimate; null before there is one")
     result: str | None = Field(None, description="where the result is, once it is done")
-    error: str | None = Field(None, description="why it failed")
+    error: str | None = Field(None, description="why it failed, or why its result is gone")
+    created: str | None = Field(None, description="when it was asked for: ISO 8601, UTC")
+    key: str | None = Field(None, description="name of the key that asked; told to keys with the scope admin alone")
 
 
 class HeadInfo(Message):
@@ -254,15 +256,22 @@ class HeadInfo(Message):
 
 
 class LimitsInfo(Message):
-    """What a request may hold."""
+    """What a request may hold, by the names of the server's options; null: an older server does not tell."""
 
-    body_mb: float
-    json_mb: float | None = None
+    body_mb: float = Field(description="of a body, decompressed [MB]")
+    json_mb: float | None = Field(None, description="of a JSON body [MB]")
+    response_mb: float | None = Field(None, description="of the numbers of an answer [MB]")
     cells_per_request: int
-    genes_per_cell: int
-    counts_per_request: int | None = None
+    genes_per_cell: int = Field(description="counts of a cell")
+    genes_per_request: int | None = Field(None, description="names of genes of a request, or columns of an .h5ad")
+    counts_per_request: int | None = Field(None, description="counts of all cells of a request")
+    max_queued_cells: int | None = Field(
+        None, description="cells of all requests that this model takes at a time; half of them find room soonest"
+    )
     perturbation_tokens: int = Field(description="tokens computed at once; more becomes a job")
     job_tokens: int = Field(description="most tokens of a job")
+    jobs_per_key: int | None = Field(None, description="jobs of one key that wait or run")
+    job_ttl_s: float | None = Field(None, description="how long results of jobs are kept [s]")
     request_timeout_s: float
 
 

@@ -28,7 +28,7 @@ ARROW_STREAM = "application/vnd.apache.arrow.stream"
 H5AD = "application/x-hdf5"
 """Media type of an uploaded .h5ad."""
 JSON = "application/json"
-ID, GENE, COUNT, EMBEDDING = "id", "gene", "count", "embedding"
+ID, GENE, EMBEDDING = "id", "gene", "embedding"
 CODECS = {"zstd": "zstd", "gzip": "gzip"}
 """Content-Encoding to Arrow's codec."""
 

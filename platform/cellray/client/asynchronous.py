@@ -1,6 +1,8 @@
 """The client for programs that run an event loop; `cellray.client.Client` is the same for all others."""
 
-from collections.abc import Awaitable, Callable
+import math
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack
 
 import numpy as np
@@ -18,7 +20,7 @@ from cellray.api.schema import (
     PerturbationRequest,
     PredictionRequest,
 )
-from cellray.client.cells import CellSource, Chunk
+from cellray.client.cells import CellSource, Chunk, most_of
 from cellray.client.errors import RefusedError
 from cellray.client.jobs import job_result
 from cellray.client.options import ClientOptions, Perturbation, Reading, check_names
@@ -38,8 +40,6 @@ ResultT = TypeVar("ResultT")
 _MOST_CELLS = 64
 """Cells of a request for embeddings: enough to keep a model busy, few enough to be one of many."""
 _GENE_ANSWER_BYTES = 32e6
-_BODY_SHARE = 0.9
-_DEFAULT_BODY_MB = 16.0
 _FORBIDDEN = 403
 _JOBS_IN_FLIGHT = 2
 
@@ -156,10 +156,10 @@ class AsyncClient:
         """Return embeddings of the genes of cells: a row for each (cell_id, gene), in rank order; columns 0, 1, ..."""
         asked = _checked(EmbeddingRequest, {"model": model, "pooling": "gene", "layer": layer})
         info = await self._info(model)
-        most = _MOST_CELLS if info is None else int(_GENE_ANSWER_BYTES / (4 * info.width * info.input_size))
+        most = _MOST_CELLS if info is None else _fitting_answer(info)
         ask = self._tables("/v1/embeddings", asked)
         source = _source(adata, reading)
-        answers = await self._ask(source, model, ask, reading, min(_MOST_CELLS, max(1, most)), self._in_flight)
+        answers = await self._ask(source, model, ask, reading, most, self._in_flight)
         return gene_frame(answers, source.cell_ids)
 
     async def predict(self, adata: "AnnData", model: str = "default", **reading: Unpack[Reading]) -> "pd.DataFrame":
@@ -193,19 +193,20 @@ class AsyncClient:
         given: dict[str, Any] = {name: value for name, value in ask.items() if name not in Reading.__annotations__}
         source = _source(adata, ask, Perturbation)
         asked = _checked(PerturbationRequest, {"model": model, **given})
-        reply = self._tables("/v1/perturbations", asked)
+        reply = self._tables("/v1/perturbations", asked, once=True)
         info = await self._info(model)
         most = _MOST_CELLS if info is None else info.limits.cells_per_request
         answers = await self._ask(source, model, reply, ask, most, min(_JOBS_IN_FLIGHT, self._in_flight))
         return long_frame(answers, source.cell_ids)
 
     def _tables(
-        self, path: str, asked: dict[str, Any]
+        self, path: str, asked: dict[str, Any], *, once: bool = False
     ) -> Callable[[Chunk, Callable[[float], None]], Awaitable[Answered[pa.Table]]]:
-        """Return what asks about a chunk and gets a table, at once or by a job."""
+        """Return what asks about a chunk and gets a table, at once or by a job; `once`: by no second one."""
 
         async def ask(chunk: Chunk, told: Callable[[float], None]) -> Answered[pa.Table]:
-            answer = await self._post(path, chunk, asked)
+            key = {"idempotency-key": uuid.uuid4().hex} if once else {}
+            answer = await self._post(path, chunk, asked, key)
             if answer.status_code == _ACCEPTED:
                 answer = await job_result(
                     self._transport, JobStatus.model_validate(parsed(answer), extra="ignore"), told
@@ -226,9 +227,7 @@ class AsyncClient:
     ) -> list[Answered[ResultT]]:
         """Send all cells in pieces that the server takes, and show how far it is."""
         info = await self._info(model)
-        if info is not None:
-            most_cells = min(most_cells, info.limits.cells_per_request)
-        most_bytes = (_DEFAULT_BODY_MB if info is None else info.limits.body_mb) * 1e6 * _BODY_SHARE
+        most = most_of(None if info is None else info.limits, most_cells)
         with Meter(len(source), reading.get("progress")) as meter:
 
             async def ask_and_tell(chunk: Chunk) -> Answered[ResultT]:
@@ -236,11 +235,11 @@ class AsyncClient:
                 meter.told(chunk.start, len(chunk))
                 return answer
 
-            return await ask_all(source.chunks(most_cells, most_bytes), source.rows, ask_and_tell, in_flight)
+            return await ask_all(source.chunks(most), source.rows, ask_and_tell, in_flight)
 
-    async def _post(self, path: str, chunk: Chunk, asked: dict[str, Any]) -> Any:  # noqa: ANN401  # httpx2.Response
+    async def _post(self, path: str, chunk: Chunk, asked: dict[str, Any], more: Mapping[str, str] = {}) -> Any:  # noqa: ANN401  # httpx2.Response
         body = wire.pack_cells(chunk.table, asked)
-        headers = {"content-type": wire.CELLS, "accept": wire.ARROW_STREAM}
+        headers = {"content-type": wire.CELLS, "accept": wire.ARROW_STREAM, **more}
         if self._encoding is not None:
             body, headers["content-encoding"] = wire.compress(body, self._encoding), self._encoding
         return await self._transport.send("POST", f"{path}?model={asked['model']}", body, headers)
@@ -257,6 +256,12 @@ class AsyncClient:
 
 
 _ACCEPTED = 202
+
+
+def _fitting_answer(info: ModelInfo) -> int:
+    """Return of how many cells a request asks embeddings of genes: the answer is neither refused nor huge."""
+    most_bytes = min(_GENE_ANSWER_BYTES, 1e6 * (info.limits.response_mb or math.inf))
+    return min(_MOST_CELLS, max(1, int(most_bytes / (4 * info.width * info.input_size))))
 
 
 def _source(adata: "AnnData", reading: Reading, options: type = Reading) -> CellSource:

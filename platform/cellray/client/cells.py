@@ -1,5 +1,6 @@
 """From an AnnData to pieces that a request may hold. Cells are sent as their row numbers; their names stay here."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from cellray.api.schema import LimitsInfo
 from cellray.api.wire import CellTable
 from cellray.errors import InputError, listing
 
@@ -20,6 +22,8 @@ ENSEMBL_COLUMN = "ensembl_id"
 _RAW, _LAYERS = "raw", "layers/"
 _BYTES_A_COUNT = 8
 _BYTES_A_CELL = 64
+_BODY_SHARE = 0.9
+_DEFAULT_BODY_MB = 16.0
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,55 @@ class Chunk:
         """Return two chunks of half the cells."""
         middle = len(self) // 2
         return self.part(0, middle), self.part(middle, len(self))
+
+
+@dataclass(frozen=True)
+class Most:
+    """What a request may hold.
+
+    Attributes
+    ----------
+    cells, size, counts, genes
+        Of one request; `size` is that of its body [bytes].
+    """
+
+    cells: int
+    size: float = math.inf
+    counts: float = math.inf
+    genes: float = math.inf
+
+    def holds(self, table: CellTable) -> bool:
+        """Tell whether some cells are no more than that."""
+        return (
+            len(table) <= self.cells
+            and len(table.counts) <= self.counts
+            and len(table.genes) <= self.genes
+            and size_of(table) <= self.size
+        )
+
+
+def most_of(limits: LimitsInfo | None, cells: int) -> Most:
+    """Return what a request may hold.
+
+    Of a model's queue it takes half at most: that much room the server waits for when it says when to ask again, while
+    a request that needs all of the queue might find it never empty.
+
+    Parameters
+    ----------
+    limits
+        That the server tells; None: it does not.
+    cells
+        That are wanted in a request at most.
+    """
+    if limits is None:
+        return Most(cells, _DEFAULT_BODY_MB * _BODY_SHARE * 1e6)
+    queue = cells if limits.max_queued_cells is None else max(1, limits.max_queued_cells // 2)
+    return Most(
+        min(cells, limits.cells_per_request, queue),
+        limits.body_mb * _BODY_SHARE * 1e6,
+        limits.counts_per_request or math.inf,
+        limits.genes_per_request or math.inf,
+    )
 
 
 class CellSource:
@@ -98,10 +151,10 @@ class CellSource:
         columns, indptr = self._place_g[block.indices], block.indptr.astype(np.int64)
         return Chunk(start, CellTable(ids, self._genes, indptr, columns, block.data)).part(0, stop - start)
 
-    def chunks(self, most_cells: int, most_bytes: float) -> Iterator[Chunk]:
-        """Read all cells in pieces of so many cells and bytes at most; one cell alone may be larger."""
-        for start in range(0, len(self), most_cells):
-            yield from _fitting(self.rows(start, min(start + most_cells, len(self))), most_bytes)
+    def chunks(self, most: Most) -> Iterator[Chunk]:
+        """Read all cells in pieces that hold so much at most; one cell alone may be larger."""
+        for start in range(0, len(self), most.cells):
+            yield from _fitting(self.rows(start, min(start + most.cells, len(self))), most)
 
 
 def size_of(table: CellTable) -> int:
@@ -110,12 +163,12 @@ def size_of(table: CellTable) -> int:
     return genes + _BYTES_A_CELL * len(table) + _BYTES_A_COUNT * len(table.columns)
 
 
-def _fitting(chunk: Chunk, most_bytes: float) -> Iterator[Chunk]:
-    if len(chunk) <= 1 or size_of(chunk.table) <= most_bytes:
+def _fitting(chunk: Chunk, most: Most) -> Iterator[Chunk]:
+    if len(chunk) <= 1 or most.holds(chunk.table):
         yield chunk
     else:
         for half in chunk.halves():
-            yield from _fitting(half, most_bytes)
+            yield from _fitting(half, most)
 
 
 def _matrix_of(adata: "AnnData", matrix: str) -> tuple[Any, Any]:

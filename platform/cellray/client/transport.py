@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 _CONNECT_S = 10.0
 _SHOWN = 300
+_INTERNAL, _FOREIGN = 500, "error"
+"""Status and code of an error in other words than the server's: a proxy tells that it lost the process behind it."""
 
 
 class Transport:
@@ -110,7 +112,7 @@ def _judged(url: str, answer: httpx2.Response, retrying: Retrying) -> tuple[str,
     told = f"status {answer.status_code}: {detail.message}"
     if answer.status_code in BUSY:
         return told, retrying.after_refusal(retry_after(answer.headers))
-    if answer.status_code in FAULTS:
+    if answer.status_code in FAULTS or (answer.status_code == _INTERNAL and detail.code == _FOREIGN):
         return told, retrying.after_fault()
     raise RefusedError(url, answer.status_code, detail.code, detail.message, detail.limit, detail.request_id)
 
@@ -120,7 +122,7 @@ def _detail(answer: httpx2.Response) -> ErrorDetail:
     try:
         return ErrorBody.model_validate_json(answer.content, extra="ignore").error
     except ValidationError:
-        return ErrorDetail(code="error", message=answer.text[:_SHOWN].strip() or answer.reason_phrase)
+        return ErrorDetail(code=_FOREIGN, message=answer.text[:_SHOWN].strip() or answer.reason_phrase)
 
 
 def parsed(answer: httpx2.Response) -> Any:  # noqa: ANN401  # JSON

@@ -23,12 +23,13 @@ from cellray.infer.effect_parts import effect_unit
 from cellray.infer.noise import in_float64, rounding_noise, unperturbed_distance
 from cellray.infer.perturbed import Measures, Perturber
 from cellray.infer.replicas import Replica
+from cellray.infer.shift_rows import PerturbedCell, perturbed_cell, shift_columns
 from cellray.model.annotator_directory import load_annotator
 from cellray.model.block_attention import in_precision
 from cellray.model.checkpoint import ModelDirectory
 from cellray.model.encoder import load_encoder
 from cellray.model.pooling import is_gene_token
-from cellray.perturbation import ABSENT, Copies, make_edit, perturb_cell, places
+from cellray.perturbation import Copies, make_edit
 from cellray.shift_schema import COMPUTED_AGAIN, EFFECTS, LARGEST_NOISE, UNPERTURBED, effect_schema, shift_schema
 
 _EFFECTS_AT_ONCE = 100_000
@@ -56,17 +57,6 @@ class ScreenOptions:
     chosen_n: NDArray[np.bool_]
     states: Mapping[str, NDArray[np.float32]]
     obs_columns: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Cell:
-    """A cell, its perturbations and their copies."""
-
-    row: int
-    genes_n: NDArray[np.uint16]
-    number_p: NDArray[np.int64]
-    token_pk: NDArray[np.int32]
-    copies: Sequence[Copies]
 
 
 class ScreenWorker:
@@ -140,7 +130,7 @@ class ScreenWorker:
             part.counts[name] = round(1e9 * largest)
         part.counts[UNPERTURBED] = round(1e9 * unperturbed_distance(self._perturber, *cells[0]))
 
-    def _groups(self, unit: Unit, table: pa.Table, part: PartWriter) -> Iterator[list[_Cell]]:
+    def _groups(self, unit: Unit, table: pa.Table, part: PartWriter) -> Iterator[list[PerturbedCell]]:
         """Yield the chosen cells with their copies, a group at a time; see `cellray.infer.cutting`."""
         offset, first, stop = self._options.ranges[unit.key]
         rows = TokenRows.from_arrow(table[schema.INPUT_IDS])
@@ -151,49 +141,33 @@ class ScreenWorker:
                 if ready := [cell for cell in cells if cell.copies]:
                     yield ready
 
-    def _cell(self, rows: TokenRows, row: int, chunk: tuple[int, int], part: PartWriter) -> _Cell:
+    def _cell(self, rows: TokenRows, row: int, chunk: tuple[int, int], part: PartWriter) -> PerturbedCell:
         """Return a cell with its copies; count the perturbations that do not apply."""
         own = rows.input_ids[rows.offsets[row] : rows.offsets[row + 1]]
         genes_n = own[self._gene_v[own]]
-        number_p, token_pk = self._options.design.of_cell(genes_n, *chunk)
         capacity, vocabulary = self._layout.max_genes, len(self._corpus.vocabulary)
-        copies = [
-            each for each in perturb_cell(genes_n, token_pk, self._edit, capacity, vocabulary) if len(each.numbers_p)
-        ]
-        applied = sum(len(each.numbers_p) for each in copies)
-        part.counts["perturbations that do not apply to a cell"] += len(number_p) - applied
-        return _Cell(row, genes_n, number_p, token_pk, copies)
+        cell = perturbed_cell(row, genes_n, self._options.design, chunk, self._edit, capacity, vocabulary)
+        part.counts["perturbations that do not apply to a cell"] += cell.lost
+        return cell
 
-    def _titles(self, cell: _Cell) -> list[str]:
+    def _titles(self, cell: PerturbedCell) -> list[str]:
         design, vocabulary = self._options.design, self._corpus.vocabulary
         return [design.title(int(number), vocabulary) for number in cell.number_p]
 
     def _shift_table(
         self,
         table: pa.Table,
-        cells: Sequence[_Cell],
+        cells: Sequence[PerturbedCell],
         found: Measures,
         titles: Sequence[Sequence[str]],
         told: tuple[NDArray[np.float32], NDArray[np.float32]] | None,
     ) -> pa.Table:
         """Return a row for each copy, cell by cell, by the number of the perturbation."""
-        order = np.lexsort((found.number_r, found.cell_r))
-        ranks = [self._best_ranks(cell) for cell in cells]
-        cell_r, place_r = found.cell_r[order], found.number_r[order]
-        row_r = np.array([cell.row for cell in cells])[cell_r]
-        rank_r = np.array([ranks[c][p] for c, p in zip(cell_r, place_r, strict=True)], np.int32)
-        numbers = np.array([cells[c].number_p[p] for c, p in zip(cell_r, place_r, strict=True)], np.int32)
-        chosen = table.take(pa.array(row_r))
-        obs, design = chosen.select(self._options.obs_columns), self._options.design
+        design, row_r = self._options.design, np.array([cell.row for cell in cells])
+        names, tokens = design.names if design.named else None, len(self._corpus.vocabulary)
+        obs = table.select(self._options.obs_columns).take(pa.array(row_r[np.sort(found.cell_r)]))
         columns = [
-            chosen[schema.CELL_ID],
-            pa.array(numbers),
-            pa.array([titles[c][p] for c, p in zip(cell_r, place_r, strict=True)], pa.string()),
-            *([pa.array([design.names[number] for number in numbers], pa.string())] if design.named else []),
-            pa.array(rank_r),
-            pa.array(np.array([len(cell.genes_n) for cell in cells], np.int32)[cell_r]),
-            pa.array(found.similarity_r[order]),
-            *(pa.array(found.shift_rs[order, s]) for s in range(found.shift_rs.shape[1])),
+            *shift_columns(cells, table[schema.CELL_ID].take(pa.array(row_r)), found, titles, tokens, names),
             *(
                 pa.array(np.ascontiguousarray(told_rk[:, k]))
                 for k in range(len(self._predictions))
@@ -204,14 +178,8 @@ class ScreenWorker:
         columns_of = shift_schema(self._options.states, list(obs.schema), self._predictions, named=design.named)
         return pa.table(columns, schema=columns_of)
 
-    def _best_ranks(self, cell: _Cell) -> NDArray[np.int32]:
-        """Return for each perturbation the best rank of its genes in the cell, `ABSENT` where it has none of them."""
-        place_pk = places(cell.genes_n, cell.token_pk, len(self._corpus.vocabulary))
-        best_p = np.where(place_pk == ABSENT, np.iinfo(np.int32).max, place_pk).min(axis=1)
-        return np.where(best_p == np.iinfo(np.int32).max, ABSENT, best_p).astype(np.int32)
-
     def _effect_tables(
-        self, table: pa.Table, cells: Sequence[_Cell], found: Measures, titles: Sequence[Sequence[str]]
+        self, table: pa.Table, cells: Sequence[PerturbedCell], found: Measures, titles: Sequence[Sequence[str]]
     ) -> Iterator[pa.Table]:
         """Yield a table for each copy: a row for each other gene of the cell."""
         names = self._corpus.vocabulary.gene_of_token
