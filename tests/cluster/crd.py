@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 from jsonschema import Draft202012Validator
 
+from tests.cluster import aws_schemas
 from tests.conftest import REPOSITORY
 
 Json = dict[str, Any]
@@ -42,7 +43,8 @@ def load(path: Path) -> list[Json]:
 @cache
 def manifests() -> dict[str, Json]:
     """Return all manifests of `cluster/`, by kind and name."""
-    files = [*sorted((CLUSTER / "kuberay").glob("*.yaml")), CLUSTER / "monitoring" / "podmonitor.yaml"]
+    files = [path for folder in ("aws", "kuberay") for path in sorted((CLUSTER / folder).glob("*.yaml"))]
+    files.append(CLUSTER / "monitoring" / "podmonitor.yaml")
     made = [each for path in files for each in load(path)]
     by_name = {f"{each['kind']}/{each['metadata']['name']}": each for each in made}
     assert len(by_name) == len(made), "two manifests have one name"
@@ -122,7 +124,8 @@ def _within(schema: Json, path: str) -> Json:
 def _schemas() -> dict[tuple[str, str], Json]:
     """Return a schema for each kind of manifest."""
     ray = {("ray.io/v1", kind): _with_metadata(each) for kind, each in definitions().items()}
-    return ray | _workloads() | _policies() | _monitoring()
+    aws = {kind: _object(**fields) for kind, fields in aws_schemas.KINDS.items()}
+    return ray | _workloads() | _policies() | _monitoring() | aws
 
 
 def _workloads() -> dict[tuple[str, str], Json]:

@@ -35,9 +35,9 @@ def test_the_guide_has_jobs_and_names_files_that_are_there() -> None:
     jobs = {"build_vocabulary", "tokenize_corpus", "finetune", "perturbation_stats", "inspect_corpus"}
     assert {command[0] for command in job_commands(readme())} == jobs
     named = set(re.findall(r"my-cluster/([\w./-]+\.\w+)", readme())) | {"Dockerfile", "sizing.py"}
-    named |= set(re.findall(r"`((?:kuberay|monitoring)/[\w.-]+)`", readme()))
+    named |= set(re.findall(r"`((?:aws|kuberay|monitoring)/[\w.-]+)`", readme()))
     assert [each for each in sorted(named) if not (CLUSTER / each).exists()] == []
-    for path in (CLUSTER / "kuberay").iterdir():
+    for path in [*(CLUSTER / "kuberay").iterdir(), *(CLUSTER / "aws").iterdir()]:
         assert path.name in readme()
 
 

@@ -9,9 +9,12 @@ import pytest
 from tests.cluster.crd import Json, definitions, manifests, problems, strict
 
 KINDS = {
+    "ClusterConfig": 1,
     "Deployment": 1,
+    "EC2NodeClass": 1,
     "Namespace": 1,
     "NetworkPolicy": 10,
+    "NodePool": 4,
     "PodDisruptionBudget": 2,
     "PodMonitor": 1,
     "RayCluster": 1,
@@ -20,6 +23,7 @@ KINDS = {
     "Service": 3,
     "ServiceAccount": 3,
     "StatefulSet": 2,
+    "StorageClass": 1,
 }
 
 

@@ -179,10 +179,19 @@ def test_pictures(place: Place) -> None:
     assert picture.startswith(b"\x89PNG")
     extractor.plot_embs(pd.read_csv(f"{folder}/cells.csv", index_col=0), "umap", folder, "cells")
     assert Path(folder, "cells_umap_state.png").read_bytes() == picture
-    with pytest.raises(InputError, match=r"found 'heatmap'\. Draw the table with scanpy"):
-        extractor.plot_embs(table, "heatmap", folder, "cells")
+
+
+def test_a_heatmap_of_a_table(tmp_path: Path) -> None:
+    table = pd.DataFrame(np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32))
+    table["state"] = ["sick", "well"] * 10
+    extractor = EmbExtractor(emb_mode="cell", emb_label=["state"], labels_to_plot=["state"])
+    extractor.plot_embs(table, "heatmap", tmp_path, "cells", max_ncells_to_plot=15)
+    assert [path.name for path in tmp_path.iterdir()] == ["cells_heatmap_state.png"]
+    assert (tmp_path / "cells_heatmap_state.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(InputError, match=r"must be 'umap' or 'heatmap'; found 'violin'"):
+        extractor.plot_embs(table, "violin", tmp_path, "cells")
     with pytest.raises(InputError, match="needs labels_to_plot that the table has"):
-        extractor.plot_embs(table.drop(columns="state"), "umap", folder, "cells")
+        extractor.plot_embs(table.drop(columns="state"), "heatmap", tmp_path, "cells")
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import anndata
 import numpy as np
 import pytest
 
@@ -17,8 +18,10 @@ from cellray.infer.attention_tables import Attention
 from cellray.infer.embed import EmbedConfig, embed_cells
 from cellray.infer.perturbation_stats import read_table
 from cellray.infer.predictions import Predictions
-from cellray.infer.results import Embeddings
+from cellray.infer.results import MARKS, OBSM_KEY, Embeddings
+from cellray.infer.screen import ScreenConfig, screen
 from cellray.infer.shift_tables import ShiftTable
+from cellray.infer.states import read_states
 from cellray.infer.tables import TableManifest, read_made_table
 from cellray.model.annotator_directory import load_annotator
 from cellray.model.checkpoint import ModelDirectory
@@ -30,7 +33,7 @@ from cellray.storage import sha256_file
 from cellray.train.checkpoints import Checkpoints
 from cellray.train.state import load_state
 from cellray.vocabulary import GeneVocabulary
-from tests.compatibility.write import GENES
+from tests.compatibility.write import CELLS, GENES
 
 V1 = Path(__file__).parent / "v1"
 
@@ -44,34 +47,43 @@ def newest_checkpoint(uri: str) -> dict[str, Any]:
 READERS: dict[str, Callable[[str], Any]] = {
     "vocabulary.json": GeneVocabulary.load,
     "corpus": lambda uri: Corpus.open(uri).manifest,
+    "concatenated": lambda uri: Corpus.open(uri).manifest,
+    "referring": lambda uri: Corpus.open(uri).manifest,
     "model": ModelDirectory.open,
     "annotator": ModelDirectory.open,
+    "gene_annotator": ModelDirectory.open,
     "checkpoints": newest_checkpoint,
     "embeddings": lambda uri: Embeddings.open(uri).manifest,
+    "gene_embeddings": lambda uri: Embeddings.open(uri).manifest,
     "predictions": lambda uri: Predictions.open(uri).manifest,
+    "gene_predictions": lambda uri: Predictions.open(uri).manifest,
     "shifts": lambda uri: ShiftTable.open(uri).manifest,
     "statistics": StatisticsManifest.load,
     "prefiltered": PrefilterManifest.load,
     "prefiltered.estimates": EstimateManifest.load,
     "contexts": TableManifest.load,
+    "integration": TableManifest.load,
     "attention": lambda uri: Attention.open(uri).manifest,
     "quality": lambda uri: QualityTable.open(uri).manifest,
 }
 """Each example and the public reader of its kind."""
+PLAIN = {"states.parquet", "embeddings.h5ad", "predictions.h5ad"}
+"""Files without a manifest: what people may write as well, and what other programs read."""
 VERSION_FILES = {
     "vocabulary.json": "vocabulary.json",
     "model": "model/provenance.json",
     "annotator": "annotator/provenance.json",
+    "gene_annotator": "gene_annotator/provenance.json",
     "checkpoints": "checkpoints/step-00000001/checkpoint.json",
 }
 """Where the version stands, if not in `manifest.json`."""
 
 
 def test_every_example_has_a_reader_and_is_small() -> None:
-    assert {path.name for path in V1.iterdir()} == set(READERS)
+    assert {path.name for path in V1.iterdir()} == set(READERS) | PLAIN
     files = [path for path in V1.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < 200_000
-    assert {path.suffix for path in files} <= {".json", ".parquet", ".csv", ".safetensors"}
+    assert sum(path.stat().st_size for path in files) < 300_000
+    assert {path.suffix for path in files} <= {".json", ".parquet", ".csv", ".safetensors", ".h5ad"}
 
 
 @pytest.mark.parametrize("name", READERS)
@@ -80,7 +92,7 @@ def test_what_version_1_wrote_is_read_and_whole(name: str) -> None:
     if isinstance(found, Manifest):
         assert found.format_version == 1
         assert found.all_parts
-        for part in found.all_parts:
+        for part in found.all_parts if name != "referring" else ():  # its shards are another corpus's
             assert sha256_file(part.uri_in(str(V1 / name))) == part.sha256
 
 
@@ -106,6 +118,92 @@ def test_a_frozen_model_gives_a_frozen_corpus_its_frozen_embeddings(tmp_path: Pa
     embed_cells(EmbedConfig(corpus=str(V1 / "corpus"), model=str(V1 / "model"), output=output, actors=(0, 0)))
     now = Embeddings.open(output)
     np.testing.assert_allclose(now.matrix(now.table()), expected, atol=1e-6)
+
+
+def test_embeddings_of_genes() -> None:
+    frozen = Embeddings.open(str(V1 / "gene_embeddings"))
+    table = frozen.table()
+    assert (frozen.manifest.pooling, table.num_rows) == ("gene", 63)
+    first = table.slice(0, 1).to_pylist()[0]
+    assert {name: first[name] for name in ("cell_id", "gene", "source_row", "state")} == {
+        **{"cell_id": "cell0", "gene": GENES[2], "source_row": 0, "state": "sick"},
+    }
+    np.testing.assert_allclose(frozen.matrix(table)[0], [-0.9585357, -1.0011138, 1.2616647, 0.6979847], atol=1e-6)
+
+
+def test_predictions_of_genes_and_the_model_that_made_them() -> None:
+    model = ModelDirectory.open(str(V1 / "gene_annotator"))
+    assert [(spec.name, spec.level) for spec in model.heads] == [("dosage", "gene")]
+    frozen = Predictions.open(str(V1 / "gene_predictions"))
+    assert frozen.manifest.level == "gene"
+    first = frozen.table().to_pylist()[0]
+    assert (first["gene"], first["cells"], first["dosage"]) == (GENES[0], 5, "sensitive")
+    assert first["dosage.probability.not"] == pytest.approx(0.4932787, abs=1e-6)
+
+
+def test_corpora_of_several(tmp_path: Path) -> None:
+    copied = Corpus.open(str(V1 / "concatenated"))
+    assert damaged_shards(copied) == []
+    assert (copied.manifest.made_by, copied.manifest.rows, len(copied.manifest.sources)) == ("concatenation", 30, 2)
+    last = copied.read(copied.shard_uris[-1], 0, 4).to_pylist()[-1]
+    assert (last["cell_id"], last["state"]) == ("more23", "well")
+    assert "batch" not in last  # not in both
+    shutil.copytree(V1 / "referring", tmp_path / "referring")
+    manifest = tmp_path / "referring" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace("/tmp/examples/corpus/shards", str(V1 / "corpus" / "shards")))  # noqa: S108
+    referring = Corpus.open(str(tmp_path / "referring"))
+    assert damaged_shards(referring) == []
+    ids = [row["cell_id"] for uri in referring.shard_uris for row in referring.read(uri, 0, CELLS).to_pylist()]
+    assert ids == [f"cell{i}" for i in range(CELLS)] * 2
+
+
+def test_scores_of_integration() -> None:
+    table = read_made_table(str(V1 / "integration")).set_index("metric")
+    assert list(table.columns) == ["embedding", "about", "value"]
+    assert set(table["embedding"]) == {"cellray"}
+    assert table["value"]["silhouette_batch"] == pytest.approx(0.8461923, abs=1e-6)
+    assert table["about"]["silhouette_batch"] == "batches"
+
+
+def test_states_are_read_and_give_a_screen_its_frozen_shifts(tmp_path: Path) -> None:
+    states = str(V1 / "states.parquet")
+    found = read_states(states, None)
+    assert list(found) == ["sick", "well"]
+    np.testing.assert_allclose(found["sick"], [-0.3364855, -0.34208, 0.3998968, 0.2786686], atol=1e-6)
+    asked = {"state_column": "state", "start": "sick", "goal": "well", "state_embeddings": states}
+    place = {"corpus": str(V1 / "corpus"), "model": str(V1 / "model"), "output": str(tmp_path / "shifts")}
+    screen(ScreenConfig(genes=tuple(GENES[:4]), actors=(0, 0), **asked, **place))
+    columns = ["cell_id", "genes", "similarity", "shift:well"]
+    frozen, now = (
+        [row for batch in ShiftTable.open(uri).batches(columns, []) for row in batch.to_pylist()]
+        for uri in (str(V1 / "shifts"), place["output"])
+    )
+    assert [(row["cell_id"], row["genes"]) for row in now] == [(row["cell_id"], row["genes"]) for row in frozen]
+    for name in columns[2:]:
+        np.testing.assert_allclose([row[name] for row in now], [row[name] for row in frozen], atol=1e-6)
+
+
+def test_files_for_other_programs() -> None:
+    adata = anndata.read_h5ad(V1 / "embeddings.h5ad")
+    frozen = Embeddings.open(str(V1 / "embeddings"))
+    np.testing.assert_allclose(adata.obsm[OBSM_KEY], frozen.matrix(frozen.table()), atol=1e-6)
+    assert list(adata.obs.columns) == ["state", MARKS["embeddings"]]
+    assert adata.obs_names[0] == "cell0"
+    assert (adata.uns["cellray"]["format_version"], adata.uns["cellray"]["layer"]) == (1, -1)
+    told = anndata.read_h5ad(V1 / "predictions.h5ad")
+    names = [
+        "obs.state",
+        "state",
+        "state_probability",
+        "state.probability.sick",
+        "state.probability.well",
+        MARKS["predictions"],
+    ]
+    assert list(told.obs.columns) == names
+    rows = Predictions.open(str(V1 / "predictions")).table().to_pylist()
+    assert told.obs["state"].tolist() == [row["state"] for row in rows]
+    heads = json.loads(told.uns["cellray"]["heads"])
+    assert (told.uns["cellray"]["format_version"], heads[0]["name"]) == (1, "state")
 
 
 def test_predictions_and_the_model_that_made_them() -> None:

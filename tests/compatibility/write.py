@@ -16,6 +16,7 @@ import torch
 from scipy import sparse
 from transformers import BertForMaskedLM
 
+from cellray.data.corpora.concatenate import ConcatConfig, concat_corpora
 from cellray.data.parts import make_part
 from cellray.data.quality import plan as quality_plan
 from cellray.data.quality import run as quality_run
@@ -24,9 +25,13 @@ from cellray.data.quality.run import quality_control
 from cellray.infer.attention import AttentionConfig, attention
 from cellray.infer.embed import EmbedConfig, embed_cells
 from cellray.infer.gene_contexts import GeneContextConfig, gene_contexts
+from cellray.infer.integration import IntegrationConfig, score_integration
 from cellray.infer.perturbation_stats import PerturbationStatsConfig, perturbation_stats
 from cellray.infer.predict import PredictConfig, predict_cells
+from cellray.infer.predictions import Predictions, write_predictions_h5ad
+from cellray.infer.results import Embeddings, write_h5ad
 from cellray.infer.screen import ScreenConfig, screen
+from cellray.infer.states import pooled_by_state, write_states
 from cellray.model.annotator_directory import save_annotator, start_annotator
 from cellray.model.checkpoint import ModelDirectory, save_model
 from cellray.model.heads import HeadSpec
@@ -47,10 +52,7 @@ def write_examples(folder: Path) -> None:
     def at(name: str) -> str:
         return str(folder / name)
 
-    counts = np.random.default_rng(0).poisson(2, (CELLS, len(GENES))) + np.eye(CELLS, len(GENES))
-    obs = pd.DataFrame({"state": ["sick", "well"] * (CELLS // 2)}, index=[f"cell{i}" for i in range(CELLS)])
-    adata = anndata.AnnData(sparse.csr_matrix(counts.astype(np.float32)), obs=obs, var=pd.DataFrame(index=GENES))
-    adata.write_h5ad(folder / "cells.h5ad", compression="gzip")
+    write_cells(folder / "cells.h5ad", pd.DataFrame({"state": ["sick", "well"] * (CELLS // 2)}), "cell", seed=0)
     vocabulary = GeneVocabulary.from_medians(dict.fromkeys(GENES, 1.0), "v1", "ensembl", input_size=12)
     vocabulary.save(at("vocabulary.json"))
     tokenized([folder / "cells.h5ad"], vocabulary, folder / "corpus", ("state",))
@@ -61,8 +63,9 @@ def write_examples(folder: Path) -> None:
     gene_contexts(
         GeneContextConfig(embeddings=at("gene_embeddings"), context="state", output=at("contexts"), min_cells=2)
     )
-    shutil.rmtree(folder / "gene_embeddings")
     predict_cells(PredictConfig(output=at("predictions"), **shared | {"model": at("annotator")}))
+    predict_cells(PredictConfig(output=at("gene_predictions"), **shared | {"model": at("gene_annotator")}))
+    write_for_others(folder)
     states = {"state_column": "state", "start": "sick", "goal": "well"}
     screen(ScreenConfig(output=at("shifts"), genes=tuple(GENES[:4]), effects=True, **states, **shared))
     perturbation_stats(PerturbationStatsConfig(shifts=at("shifts"), mode="goal_state_shift", output=at("statistics")))
@@ -78,9 +81,44 @@ def write_examples(folder: Path) -> None:
         patch.object(quality_run, "ensure_ray", lambda: None),
     ):  # fmt: skip
         quality_control(quality)
+    write_of_several(folder, vocabulary)
     (folder / "cells.h5ad").unlink()
     for beside in folder.glob("*.states"):
         shutil.rmtree(beside)
+
+
+def write_cells(path: Path, obs: pd.DataFrame, name: str, seed: int) -> None:
+    """Write counts of some cells."""
+    counts = np.random.default_rng(seed).poisson(2, (len(obs), len(GENES))) + np.eye(len(obs), len(GENES))
+    obs = obs.set_axis([f"{name}{i}" for i in range(len(obs))])
+    adata = anndata.AnnData(sparse.csr_matrix(counts.astype(np.float32)), obs=obs, var=pd.DataFrame(index=GENES))
+    adata.write_h5ad(path, compression="gzip")
+
+
+def write_for_others(folder: Path) -> None:
+    """Write results in forms that other programs read, and the states that a screen is given."""
+    embeddings = Embeddings.open(str(folder / "embeddings"))
+    write_h5ad(embeddings, str(folder / "embeddings.h5ad"))
+    write_predictions_h5ad(Predictions.open(str(folder / "predictions")), str(folder / "predictions.h5ad"))
+    write_states(str(folder / "states.parquet"), pooled_by_state(embeddings, "state", ("sick", "well"), "mean"))
+
+
+def write_of_several(folder: Path, vocabulary: GeneVocabulary) -> None:
+    """Write what needs more cells, of two batches: corpora of two, and scores of integration."""
+    cells, batches = 4 * CELLS, ["a", "b"] * (2 * CELLS)
+    obs = pd.DataFrame({"state": ["sick"] * (cells // 2) + ["well"] * (cells // 2), "batch": batches})
+    write_cells(folder / "more.h5ad", obs, "more", seed=1)
+    tokenized([folder / "more.h5ad"], vocabulary, folder / "more", ("state", "batch"))
+    both = (str(folder / "corpus"), str(folder / "more"))
+    concat_corpora(ConcatConfig(corpus=both, output=str(folder / "concatenated"), copy_shards=True))
+    concat_corpora(ConcatConfig(corpus=both[:1] * 2, output=str(folder / "referring"), allow_repeated=True))
+    shared = {"corpus": both[1], "model": str(folder / "model"), "actors": 0}
+    embed_cells(EmbedConfig(output=str(folder / "more.embeddings"), **shared))
+    scored = {"embeddings": str(folder / "more.embeddings"), "output": str(folder / "integration")}
+    score_integration(IntegrationConfig(batch="batch", label="state", baseline=False, **scored))
+    (folder / "more.h5ad").unlink()
+    for beside in ("more", "more.embeddings"):
+        shutil.rmtree(folder / beside)
 
 
 def write_models(folder: Path, vocabulary: GeneVocabulary) -> None:
@@ -101,6 +139,9 @@ def write_models(folder: Path, vocabulary: GeneVocabulary) -> None:
     checkpoints = Checkpoints(str(folder / "checkpoints"))
     checkpoints.save(1, state, {"loss": 1.0}, None)
     checkpoints.finish()
+    head = HeadSpec("dosage", "classification", "gene", ("sensitive", "not"))
+    annotator = start_annotator(ModelDirectory.open(str(folder / "model")), (head,), "cell")
+    save_annotator(annotator, vocabulary, {"objective": "dosage"}, str(folder / "gene_annotator"))
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ def write_predictions_h5ad(predictions: Predictions, uri: str) -> tuple[int, int
     for name, values in predicted.items():
         obs[name] = values
     adata = AnnData(obs=obs)
-    kept = ("model", "model_digest", "corpus", "corpus_digest", "software")
+    kept = ("format_version", "model", "model_digest", "corpus", "corpus_digest", "software")
     adata.uns["cellray"] = {name: getattr(manifest, name) for name in kept} | {"heads": json.dumps(manifest.heads)}
     with storage.atomic_file(storage.absolute(uri)) as temporary:
         adata.write_h5ad(temporary, compression="gzip")

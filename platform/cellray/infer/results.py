@@ -135,7 +135,7 @@ def write_h5ad(embeddings: Embeddings, uri: str) -> tuple[int, int]:
     obsm = np.concatenate(vectors)
     obs[EMBEDDED] = ~np.isnan(obsm[:, 0])
     adata = AnnData(obs=obs, obsm={OBSM_KEY: obsm})
-    kept = ("model", "model_digest", "corpus", "corpus_digest", "layer", "pooling", "software")
+    kept = ("format_version", "model", "model_digest", "corpus", "corpus_digest", "layer", "pooling", "software")
     adata.uns["cellray"] = {name: getattr(embeddings.manifest, name) for name in kept}
     with storage.atomic_file(storage.absolute(uri)) as temporary:
         adata.write_h5ad(temporary, compression="gzip")

@@ -7,6 +7,7 @@ from cellray.plots.attention import attention_heads_png, attention_matrix_png, a
 from cellray.plots.cells import length_histogram_png, umap_png
 from cellray.plots.classes import confusion_png, support_png
 from cellray.plots.curves import calibration_png, precision_recall_png, roc_png
+from cellray.plots.heatmap import heatmap_png
 from cellray.plots.numbers import regression_png
 from cellray.plots.perturbation import gene_effects_png, pairs_png, ranked_shifts_png, volcano_png
 from cellray.plots.quality import quality_png
@@ -20,6 +21,7 @@ __all__ = [
     "calibration_png",
     "confusion_png",
     "gene_effects_png",
+    "heatmap_png",
     "history_png",
     "importance_png",
     "length_histogram_png",

@@ -194,14 +194,14 @@ class EmbExtractor:
         max_ncells_to_plot: int = 1000,
         kwargs_dict: Mapping[str, Any] | None = None,
     ) -> None:
-        """Draw the UMAP of embeddings for each of `labels_to_plot`, to `DIRECTORY/PREFIX_umap_LABEL.png`.
+        """Draw embeddings for each of `labels_to_plot`, to `DIRECTORY/PREFIX_STYLE_LABEL.png`.
 
         Parameters
         ----------
         embs
             What `extract_embs` returned, with labels, or the same read from its CSV.
         plot_style
-            `umap`.
+            `umap`, or `heatmap`: cells by label, alike ones beside each other, against dimensions.
         output_directory, output_prefix
             Where pictures go.
         max_ncells_to_plot
@@ -214,7 +214,7 @@ class EmbExtractor:
         InputError
             There is no label or no embedding, or another style is asked for.
         """
-        from cellray.plots import umap_png
+        from cellray import plots
 
         given = {"plot_style": plot_style, "kwargs_dict": kwargs_dict, "max_ncells_to_plot": max_ncells_to_plot}
         check_options("plot_embs", given, _PLOT_RULES)
@@ -223,9 +223,11 @@ class EmbExtractor:
             raise InputError("plot_embs", "needs labels_to_plot that the table has", "none", "Set emb_label as well.")
         some = embs.sample(min(len(embs), max_ncells_to_plot), random_state=0)
         vectors_nd = vectors_of(some, self.emb_label or ())
+        draw = {"umap": plots.umap_png, "heatmap": plots.heatmap_png}[plot_style]
         for label in labels:
-            with storage.atomic_file(output_path(output_directory, output_prefix, f"_umap_{label}.png")) as path:
-                umap_png(vectors_nd, some[label], path, f"{output_prefix}: {label}")
+            picture = output_path(output_directory, output_prefix, f"_{plot_style}_{label}.png")
+            with storage.atomic_file(picture) as path:
+                draw(vectors_nd, some[label], path, f"{output_prefix}: {label}")
 
     def _embedded(self, model: str, dataset: str, state: Mapping[str, str] | None) -> Table:
         """Return the embeddings of the chosen cells, or of their genes."""
@@ -262,7 +264,7 @@ _RULES = {
     "save_tdigest": one_of(False, fix="Leave it out: summaries are exact, there is no digest to save."),
 }
 _PLOT_RULES = {
-    "plot_style": one_of("umap", fix="Draw the table with scanpy or seaborn: its first columns are the embedding."),
+    "plot_style": one_of("umap", "heatmap"),
     "kwargs_dict": one_of(None, fix="Draw the table with scanpy: its first columns are the embedding."),
     "max_ncells_to_plot": whole_number(2),
 }
