@@ -77,17 +77,22 @@ class LocalCluster:
             process.wait()
 
     def _start(self, *options: str) -> None:
-        log = (self._folder / f"node{len(self._processes)}.log").open("wb")
-        self._processes.append(
-            subprocess.Popen(
+        """Start a node and wait for it: two that start at one moment may choose the same socket."""
+        path = self._folder / f"node{len(self._processes)}.log"
+        with path.open("wb") as log:
+            process = subprocess.Popen(
                 [BIN / "ray", "start", "--block", "--disable-usage-stats", *_NODE, *options],
                 env=self.environment,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        )
-        log.close()
+        self._processes.append(process)
+        until = time.monotonic() + _START_S
+        while "Ray runtime started" not in path.read_text():
+            assert process.poll() is None, path.read_text()
+            assert time.monotonic() < until, path.read_text()
+            time.sleep(0.1)
 
     def _wait_for_jobs(self) -> None:
         """Wait until the head takes jobs: some seconds after it answers."""

@@ -15,7 +15,7 @@ from tests.local_cluster import LocalCluster
 
 CELLS = 24
 
-pytestmark = [pytest.mark.own_ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.own_ray, pytest.mark.timeout(300)]
 
 
 def content(folder: Path) -> dict[str, str]:
