@@ -23,20 +23,24 @@ GENES = [f"ENSG{i:011d}" for i in range(1, 41)]
 """Forty made-up human genes; the small vocabulary knows the first thirty."""
 
 
-RAY = "ray"
+RAYS = {"data": 0, "jobs": 0, "tracking": 0, "train": 0}
+"""Which of the two Rays of `make test` the tests of a folder run on, so that each starts a server or cluster once; 1
+where nothing is said. Most of their time processes start, which two at once do in little more than the time of one."""
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Keep all tests that use Ray in one process: two Rays at work on two cores stall each other."""
+    """Keep tests that use the same Ray in one process."""
     if "ray_session" in getattr(item, "fixturenames", ()) or item.get_closest_marker("own_ray"):
-        item.add_marker(pytest.mark.xdist_group(RAY))
+        folder = item.path.relative_to(REPOSITORY / "tests").parts[0]
+        item.add_marker(pytest.mark.xdist_group(f"ray{RAYS.get(folder, 1)}"))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Refuse versions of pytest and xdist that do not work together: groups would be passed over in silence."""
     if getattr(session.config.option, "loadgroup", False):
         for item in session.items:
-            assert not item.get_closest_marker("xdist_group") or item.nodeid.endswith(f"@{RAY}"), item.nodeid
+            group = item.get_closest_marker("xdist_group")
+            assert group is None or item.nodeid.endswith(f"@{group.args[0]}"), item.nodeid
 
 
 @pytest.fixture(scope="session", autouse=True)

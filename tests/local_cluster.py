@@ -45,7 +45,9 @@ class LocalCluster:
         token.chmod(0o600)
         own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         path = f"{BIN}{os.pathsep}{own['PATH']}"
-        self._bare = own | {"PATH": path, "RAY_AUTH_MODE": "token", "HOME": str(folder)}
+        # a lost node is known after seconds, not half a minute: connections to it are refused
+        ray = {"RAY_AUTH_MODE": "token", "RAY_health_check_period_ms": "1000"}
+        self._bare = own | ray | {"PATH": path, "HOME": str(folder)}
         self.environment = self._bare | {"RAY_AUTH_TOKEN_PATH": str(token)}
         self._folder, self._port, self._dashboard = folder, free_port(), free_port()
         self.dashboard = f"http://127.0.0.1:{self._dashboard}"
