@@ -119,13 +119,14 @@ def test_tables_are_the_same_to_the_last_bit(
     config_of: Callable[..., ScreenConfig], monkeypatch: pytest.MonkeyPatch, changes: dict[str, object]
 ) -> None:
     monkeypatch.setattr(cutting, "TOGETHER", 4)  # else all cells of this corpus are one group
-    manifest, table = run(config_of("one", **changes, token_budget=64))
+    here = {"actors": (0, 0), "token_budget": 64}
+    manifest, table = run(config_of("one", **changes, **here))
     several = {"actors": (2, 2), "cpus_per_actor": 0.5, "token_budget": 64}
     cut, other = run(config_of("cut", **changes, **several, cells_per_part=5))
     assert len(cut.parts) > len(manifest.parts)
     assert bits(table) == bits(other)
     monkeypatch.setattr("cellray.infer.screen_plan._COPIES_PER_UNIT", 8)
-    small, third = run(config_of("small", **changes, token_budget=64))
+    small, third = run(config_of("small", **changes, **here))
     assert len(small.parts) > len(manifest.parts)
     assert bits(table) == bits(third)
     counts = manifest.parts[0].counts
@@ -137,7 +138,7 @@ def test_tables_are_the_same_to_the_last_bit(
 def test_pairs_and_effects_in_pieces(config_of: Callable[..., ScreenConfig]) -> None:
     genes = tuple(GENES[i] for i in (0, 3, 7, 12))
     base = {"kind": "overexpress", "genes": genes, "pairs": True, "effects": True}
-    manifest, table = run(config_of("one", **base))
+    manifest, table = run(config_of("one", **base, actors=(0, 0)))
     assert set(table["genes"]) == {*genes, *("|".join(p) for p in combinations(genes, 2))}
     cut, other = run(config_of("cut", **base, cells_per_part=3))
     assert len(cut.parts) > len(manifest.parts)
