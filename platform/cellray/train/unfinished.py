@@ -68,10 +68,10 @@ class Asked:
         InputError
             There are some.
         """
-        before = self._before()
+        before = self._before().get("options")
         begun = len(storage.glob(storage.join(trials, "*")))
-        if begun and before.get("request", self.request) != self.request:
-            raise self._refusal("search", f"one with {begun} trial(s) begun", before["options"])
+        if begun and before is not None and differences(before, self.options):
+            raise self._refusal("search", f"one with {begun} trial(s) begun", before)
 
     def write(self) -> None:
         """Keep what is asked for."""

@@ -160,7 +160,10 @@ def _open(config: SearchConfig) -> _Opened:
     check_task_fields(space.parameters, task_config, set(config.objectives), config.space)
     parent = open_parent(config, corpus)
     options = search_asked(config, corpus, parent, task_config, space)
-    asked = Asked(config.folder, schema.request_digest(**options), options)
+    request = schema.request_digest(**options)
+    asked = Asked(
+        config.folder, request, options | {"study": config.study}
+    )  # trials of two studies have the same names
     check_objectives(config, trial_task(task_config).open(corpus))
     task: Task = final_task(task_config).open(corpus)
     return _Opened(config, corpus, parent, task_config, task, space, asked, storage.absolute(config.output))
