@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from cellray.api.schema import ErrorBody, ErrorDetail, Limit
 from cellray.api.wire import JSON
 from cellray.data.session import own_error_within, root_cause
-from cellray.errors import InputError, StorageError
+from cellray.errors import InputError, StorageError, said
 from serving.access import AccessError
 from serving.answers import ModelChangedError, TooMuchError
 from serving.batcher import ComputeError
@@ -122,7 +122,7 @@ def _parameter(error: BaseException) -> HttpError:
 
 
 def _problems(problems: Sequence[Any]) -> HttpError:
-    told = [f"{'.'.join(map(str, each['loc'])) or 'body'}: {each['msg']}"[:300] for each in problems[:_SHOWN]]
+    told = [f"{'.'.join(map(str, each['loc'])) or 'body'}: {said(each)}"[:300] for each in problems[:_SHOWN]]
     more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
     return HttpError(422, "invalid_request", "; ".join([*told, *more]))
 

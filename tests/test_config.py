@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from cellray.config import JobConfig, parse_config
-from cellray.errors import InputError
+from cellray.config import JobConfig, make_config, parse_config
+from cellray.errors import InputError, nearest
 
 
 class Example(JobConfig):
@@ -17,6 +17,19 @@ class Example(JobConfig):
     size: int = Field(3, gt=0, description="how many [cells]")
     fast: bool = Field(False, description="be quick")
     kinds: tuple[str, ...] = Field(("a", "b"), description="which")
+
+
+class Distinct(JobConfig):
+    """Has a check of its own."""
+
+    names: tuple[str, ...] = Field(("a",), description="names, each once")
+
+    @field_validator("names")
+    @classmethod
+    def _once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("name each once")
+        return value
 
 
 def parse(*argv: str) -> Example:
@@ -110,3 +123,21 @@ def test_help_speaks_to_people(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_slip_of_the_finger_is_named() -> None:
     with pytest.raises(InputError, match=r"--obs-colums \(did you mean --obs-columns\?\)"):
         parse("--output", "o", "--obs-colums", "a")
+
+
+def test_a_name_far_off_is_no_slip() -> None:
+    assert nearest("--actors", ["--corpus", "--output"]) is None
+    assert nearest("--corpsu", ["--corpus", "--output"]) == "--corpus"
+    with pytest.raises(InputError, match=r"found --colour\. See"):
+        parse("--output", "o", "--colour", "red")
+
+
+def test_words_of_the_validator_are_not_shown() -> None:
+    with pytest.raises(InputError) as caught:
+        parse_config(Distinct, ["--names", "a,a"], "example")
+    assert caught.value.found.startswith("--names ")
+    assert caught.value.found.endswith(": name each once")
+    with pytest.raises(InputError) as caught:
+        make_config(Distinct, {"names": ("a", "a")}, "cellray.thing")
+    assert (caught.value.subject, caught.value.fix) == ("cellray.thing", "See help(cellray.thing).")
+    assert caught.value.found == "names ('a', 'a'): name each once"

@@ -5,12 +5,11 @@ a TOML file (`--config FILE.toml`). The same classes are ordinary pydantic model
 """
 
 import argparse
-import difflib
 import logging
 import os
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -26,7 +25,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from cellray.errors import InputError, listing
+from cellray.errors import InputError, listing, nearest, said
 
 logger = logging.getLogger(__name__)
 
@@ -211,7 +210,7 @@ def make_config(config_class: type[ConfigT], values: Mapping[str, Any], subject:
     try:
         return config_class(**values)
     except ValidationError as error:
-        raise _explain(error, config_class, subject, f"See help({subject}).") from None
+        raise _explain(error, config_class, subject, f"See help({subject}).", _argument) from None
 
 
 def _read_toml(path: Path | None) -> dict[str, Any]:
@@ -234,12 +233,19 @@ def _warn_of_unknown_variables(config_class: type[JobConfig]) -> None:
             logger.warning("the environment variable %s is no option of this job", name)
 
 
-def _explain(error: ValidationError, config_class: type[JobConfig], program: str, fix: str | None = None) -> InputError:
+def _explain(
+    error: ValidationError,
+    config_class: type[JobConfig],
+    program: str,
+    fix: str | None = None,
+    typed: Callable[[str], str] | None = None,
+) -> InputError:
     """Turn pydantic's report into one line that names the options as they are typed."""
-    options = [_option(name) for name in config_class.model_fields]
+    typed = typed or _option
+    options = [typed(name) for name in config_class.model_fields]
     found = []
     for problem in error.errors():
-        option = _option(str(problem["loc"][0])) if problem["loc"] else "options"
+        option = typed(str(problem["loc"][0])) if problem["loc"] else "options"
         match problem["type"]:
             case "missing":
                 found.append(f"{option} is missing")
@@ -248,7 +254,7 @@ def _explain(error: ValidationError, config_class: type[JobConfig], program: str
             case "value_error" if not problem["loc"]:
                 found.append(str(problem["ctx"]["error"]))
             case _:
-                found.append(f"{option} {problem['input']!r}: {problem['msg']}")
+                found.append(f"{option} {problem['input']!r}: {said(problem)}")
     return InputError(program, "every option must be known and valid", "; ".join(found), fix or _help(program))
 
 
@@ -256,12 +262,16 @@ def _slips(message: str, config_class: type[JobConfig]) -> str:
     """Name the options that are none, each with the one that was probably meant."""
     options = [_option(name) for name in config_class.model_fields]
     unknown = [word.split("=")[0] for word in message.split() if word.startswith("--")]
-    near = [(word, difflib.get_close_matches(word, options, n=1)) for word in unknown]
-    return ", ".join(f"{word} (did you mean {match[0]}?)" if match else word for word, match in near) or message
+    near = [(word, nearest(word, options)) for word in unknown]
+    return ", ".join(f"{word} (did you mean {match}?)" if match else word for word, match in near) or message
 
 
 def _option(field: str) -> str:
     return "--" + field.replace("_", "-")
+
+
+def _argument(field: str) -> str:
+    return field
 
 
 def _help(program: str) -> str:

@@ -1,8 +1,11 @@
 """The errors of this library: bad input, a remote store that does not answer, a training that cannot end."""
 
-from collections.abc import Iterable, Sequence
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 _SHOWN = 20
+_NEAR = 0.75  # difflib's ratio; at its usual 0.6 `actors` passes for a slip of `corpus`
 
 
 class InputError(ValueError):
@@ -79,3 +82,34 @@ def listing(names: Iterable[object], limit: int = 8) -> str:
     if not quoted:
         return "none"
     return ", ".join(quoted[:limit]) + (f" and {len(quoted) - limit} more" if len(quoted) > limit else "")
+
+
+def nearest(word: str, names: Iterable[str]) -> str | None:
+    """Return the name that was probably meant by an unknown word: one that differs in a letter or two, if there is one.
+
+    Dashes in front, which all options have in common, do not count.
+    """
+    known = {name.lstrip("-"): name for name in names}
+    near = difflib.get_close_matches(word.lstrip("-"), known, n=1, cutoff=_NEAR)
+    return known[near[0]] if near else None
+
+
+def said(problem: Mapping[str, Any]) -> str:
+    """Return what is wrong, of one problem in a report of pydantic's, without the words of its own machinery.
+
+    Parameters
+    ----------
+    problem
+        An entry of `ValidationError.errors()`, with its context or without.
+    """
+    context = problem.get("ctx", {})
+    match problem["type"]:
+        case "union_tag_invalid" if context:
+            name, known = str(context["discriminator"]).strip("'"), str(context["expected_tags"])
+            meant = nearest(str(context["tag"]), [tag.strip("' ") for tag in known.split(",")])
+            guess = f" (did you mean {meant!r}?)" if meant else ""
+            return f"{name} must be one of {known}, not {str(context['tag'])!r}{guess}"
+        case "union_tag_not_found" if context:
+            return f"{str(context['discriminator']).strip(chr(39))} is missing"
+        case _:
+            return str(problem["msg"]).removeprefix("Value error, ")

@@ -35,6 +35,11 @@ def probability_column(head: str, label: str | None = None) -> str:
     return f"{head}_probability" if label is None else f"{head}.probability.{label}"
 
 
+def hdf5_name(name: str) -> str:
+    """Return a name as a key of HDF5, in which `/` stands between groups."""
+    return name.replace("/", "|")
+
+
 def prediction_schema(heads: Mapping[str, Sequence[str]], obs: Sequence[pa.Field], *, level: str) -> pa.Schema:
     """Return the schema of predictions: a row for each cell, each gene (over all cells) or each token of a cell."""
     cell = [pa.field(CELL_ID, pa.string(), nullable=False), pa.field(SOURCE_ROW, pa.int64(), nullable=False)]

@@ -14,7 +14,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cellray import storage
-from cellray.errors import InputError
+from cellray.errors import InputError, said
 from cellray.formats import FORMAT_VERSION, require_known_version
 
 MANIFEST = "manifest.json"
@@ -302,7 +302,7 @@ class Manifest(Record):
             where = ".".join(map(str, first["loc"]))
             newer = first["type"] == "extra_forbidden"
             fix = "A newer cellray may have written it: upgrade." if newer else "Check the path."
-            raise InputError(path, f"it must be the manifest of a {kind}", f"{where}: {first['msg']}", fix) from None
+            raise InputError(path, f"it must be the manifest of a {kind}", f"{where}: {said(first)}", fix) from None
 
 
 class CorpusManifest(Manifest):

@@ -244,7 +244,7 @@ def test_datasets_without_a_vocabulary(
         EmbExtractor(emb_mode="cell").extract_embs(model, dataset, folder, "a")
     with pytest.raises(InputError, match="--pooling cls: the vocabulary must have <cls>"):
         EmbExtractor(token_dictionary_file=named).extract_embs(model, dataset, folder, "a")
-    with pytest.raises(InputError, match="--color is not an option"):
+    with pytest.raises(InputError, match="found color is not an option"):
         EmbExtractor(emb_mode="cell", token_dictionary_file=named, job_options={"color": 1}).extract_embs(
             model, dataset, folder, "a"
         )

@@ -14,10 +14,13 @@ import cellray
 from cellray.errors import InputError
 from cellray.infer.embed import EmbedConfig, embed_cells
 from cellray.infer.notebook import Screen, embed, perturb
+from cellray.infer.notebook_predict import predict
+from cellray.infer.predict import PredictConfig, predict_cells
+from cellray.infer.predictions import Predictions
 from cellray.infer.results import Embeddings
 from cellray.vocabulary import GeneVocabulary
 from tests.conftest import GENES
-from tests.infer.tiny import AGE, DISEASE, STATES, cells_of, corpus_in, model_in, rows_in, screened
+from tests.infer.tiny import AGE, DISEASE, DOSAGE, STATES, cells_of, corpus_in, model_in, rows_in, screened
 
 TOWARDS = {"state_column": "state", "start": "sick", "goal": "well", "alternatives": ("other",)}
 
@@ -135,6 +138,62 @@ def test_a_prefiltered_screen_brings_its_gene_table_and_report(vocabulary: GeneV
         screen.effects(adata)
 
 
+@pytest.mark.parametrize("level", ["cell", "gene", "token"])
+def test_predictions_are_those_of_the_job(
+    vocabulary: GeneVocabulary, tmp_path: Path, level: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    adata = cells_of()
+    adata.X = sp.diags((np.arange(18) != 4).astype(np.float32)).tocsr() @ adata.X
+    corpus, model = corpus_in(tmp_path, vocabulary, adata), model_in(tmp_path, vocabulary, DISEASE, AGE, DOSAGE)
+    asked = {"corpus": corpus.uri, "model": model, "output": str(tmp_path / "job"), "actors": 0, "obs_columns": ()}
+    predict_cells(PredictConfig(**asked, level=level))  # type: ignore[arg-type]
+    job = Predictions.open(str(tmp_path / "job")).table().to_pandas()
+    found = predict(adata, model, level=level)
+    if level == "cell":
+        assert found.index.equals(adata.obs_names)
+        assert found["disease"].cat.categories.tolist() == ["sick", "well"]
+        assert found.isna().all(axis=1).tolist() == [i == 4 for i in range(18)]
+        assert "1 of 18 cells have nothing to encode" in caplog.text
+        assert list(found.columns) == [name for name in job.columns if name not in ("cell_id", "source_row")]
+        found = found.dropna().astype({"disease": str}).reset_index(drop=True)
+        job = job.drop(columns=["cell_id", "source_row"])
+    pd.testing.assert_frame_equal(found, job, check_exact=False, rtol=1e-5, atol=1e-6, check_dtype=False)
+
+
+def test_a_model_of_shorter_rows_is_given_shorter_rows(
+    vocabulary: GeneVocabulary, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The same as the job does with `--input-size`, and told."""
+    (tmp_path / "same").mkdir()
+    (tmp_path / "longer").mkdir()
+    same = model_in(tmp_path / "same", vocabulary)  # both take 16 tokens
+    longer = model_in(tmp_path / "longer", replace(vocabulary, input_size=32))
+    adata = cells_of(cells=6)
+    adata.X = adata.X.toarray() + (np.arange(6) < 4)[:, None]  # four cells have all genes
+    expected = embed(adata, same)
+    assert "rows are cut" not in caplog.text
+    np.testing.assert_array_equal(embed(adata, longer), expected)
+    assert "rows are cut to the 16 tokens that this model takes: 4 of 6 cells" in caplog.text
+
+
+def test_wrong_arguments_name_the_function_and_its_own(vocabulary: GeneVocabulary, tmp_path: Path) -> None:
+    model, adata = model_in(tmp_path, vocabulary), cells_of()
+    for function, options, message in (
+        (embed, {"input_size": 128}, "cellray.embed: takes the arguments adata, model, vocabulary, matrix, gene_ids, "),
+        (embed, {"poling": "cls"}, "found 'poling' (did you mean 'pooling'?). See help(cellray.embed)."),
+        (embed, {"layer": "x"}, "cellray.embed: every option must be known and valid; found layer 'x': "),
+        (predict, {"input_size": 128}, "cellray.predict: takes the arguments adata, model, matrix, gene_ids, level, "),
+        (predict, {"level": "cells"}, "cellray.predict: every option must be known and valid; found level 'cells': "),
+        (predict, {}, "predicting needs a model with heads"),
+        (perturb, {"input_size": 128}, "cellray.perturb: takes the arguments model, "),
+        (perturb, {"kind": "x"}, "found kind 'x': "),
+    ):
+        with pytest.raises(InputError) as caught:
+            function(adata, model, **options)  # type: ignore[operator]
+        assert message in str(caught.value)
+        assert "--" not in str(caught.value)
+
+
 def test_what_is_refused(vocabulary: GeneVocabulary, tmp_path: Path) -> None:
     model, adata = model_in(tmp_path, vocabulary), cells_of()
     for options, message in (
@@ -151,7 +210,8 @@ def test_what_is_refused(vocabulary: GeneVocabulary, tmp_path: Path) -> None:
             perturb(adata, model, **options)  # type: ignore[arg-type]
         assert message in str(caught.value)
     for options, message in (
-        ({"color": "red"}, "--color is not an option"),
+        ({"color": "red"}, "cellray.Screen: takes the arguments model, vocabulary, "),
+        ({"color": "red"}, "found 'color'. See help(cellray.Screen)."),
         ({"effects": True, "pooling": "cls"}, "--effects needs --pooling cell"),
         ({"state_column": "state", "start": "a", "goal": "a"}, "must be different states"),
         ({"output": "x"}, "takes no options of places and workers; found 'output'"),
@@ -171,6 +231,8 @@ def test_what_is_refused(vocabulary: GeneVocabulary, tmp_path: Path) -> None:
 
 def test_the_package_offers_it_and_loads_nothing_before() -> None:
     assert (cellray.perturb, cellray.Screen, cellray.embed) == (perturb, Screen, embed)
+    assert cellray.predict is predict
+    assert dir(cellray) == sorted(cellray.__all__) == ["Screen", "__version__", "embed", "perturb", "predict"]
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         cellray.nothing  # noqa: B018
     code = "import sys, cellray; print([m for m in ('torch', 'ray', 'pandas', 'numpy') if m in sys.modules])"

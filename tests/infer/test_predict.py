@@ -1,6 +1,8 @@
 """Predictions: equal to each cell alone, aggregated over shards, resumed, refused, and as an .h5ad."""
 
 import functools
+import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -190,14 +192,18 @@ def test_a_finished_result_is_kept_and_a_broken_off_one_completed(
 
 @pytest.mark.usefixtures("here")
 @pytest.mark.filterwarnings("ignore:Observation names are not unique")  # two files may name cells alike
-def test_the_h5ad_has_every_cell_of_the_sources_in_order(corpus: Corpus, model: str, tmp_path: Path) -> None:
+def test_the_h5ad_has_every_cell_of_the_sources_in_order(
+    corpus: Corpus, model: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "cellray")
     target = str(tmp_path / "out.h5ad")
     config = PredictConfig(corpus=corpus.uri, model=model, output=str(tmp_path / "out"), h5ad=target)
     assert job.main(config).splitlines() == [
         f"{config.output}: predictions of 64 cells (kind, age)",
         f"{target}: 65 cells, 64 with predictions",
     ]
-    obs = anndata.read_h5ad(target).obs
+    adata = anndata.read_h5ad(target)
+    obs, about = adata.obs, adata.uns["cellray"]
     table = Predictions.open(config.output).table().to_pandas()
     assert obs["cellray_predicted"].tolist() == [i != 3 for i in range(65)]
     assert obs["obs.kind"].tolist() == [*np.array(["a", "b/c"])[np.arange(40) % 2], *["a"] * 25]
@@ -208,6 +214,12 @@ def test_the_h5ad_has_every_cell_of_the_sources_in_order(corpus: Corpus, model: 
     assert kept["kind"].tolist() == table["kind"].tolist()
     assert kept["kind.probability.b|c"].tolist() == table["kind.probability.b/c"].tolist()
     assert kept["age"].tolist() == table["age"].tolist()
+    assert json.loads(about["renamed"]) == {"kind.probability.b|c": "kind.probability.b/c"}
+    assert "'kind.probability.b|c'" in caplog.text
+    assert about["kind_classes"].tolist() == ["a", "b/c", "d"]
+    assert list(adata.obsm) == ["cellray_kind_probabilities"]
+    columns = [f"kind.probability.{name}" for name in ("a", "b|c", "d")]
+    np.testing.assert_array_equal(adata.obsm["cellray_kind_probabilities"], obs[columns].to_numpy())
     check_h5ad_target(target, corpus.uri, "predictions")
     with pytest.raises(InputError, match="may replace only embeddings written before"):
         check_h5ad_target(target, corpus.uri)
@@ -225,11 +237,16 @@ def test_what_does_not_fit_fails_before_anything_is_written(
     (tmp_path / "v1").mkdir()
     (tmp_path / "cells").mkdir()
     (tmp_path / "clash").mkdir()
+    (tmp_path / "genes").mkdir()
     clash = tuned(vocabulary_v2, tmp_path / "clash", KIND, HeadSpec("kind_probability", "regression", "cell"))
     for change, message in (
         ({"model": tuned(vocabulary, tmp_path / "v1", KIND)}, "its vocabulary must be that of corpus"),
         ({"model": str(tmp_path / "pretrained")}, "predicting needs a model with heads"),
         ({"model": tuned(vocabulary_v2, tmp_path / "cells", KIND), "level": "gene"}, "it tells kind of each cell"),
+        (
+            {"model": tuned(vocabulary_v2, tmp_path / "genes", DOSAGE, pooling="cell"), "h5ad": "x.h5ad"},
+            r"--h5ad: an \.h5ad has a row for each cell; found a model that tells dosage of each gene\. Leave out ",
+        ),
         ({"model": clash}, "a column of its own; found 'kind_probability' is taken"),
         ({"obs_columns": ("age",)}, "--obs-columns must name an obs column the corpus kept; found 'age'"),
     ):

@@ -99,7 +99,7 @@ def test_models_that_do_not_fit(model_uri: str, vocabulary: GeneVocabulary, voca
         InputError, match=r"model .*: its vocabulary must be that of corpus C; found 34 tokens.*32 tokens"
     ):
         model.require_vocabulary(vocabulary, "corpus C", 16)
-    with pytest.raises(InputError, match="16 positions for rows of up to 17 tokens"):
+    with pytest.raises(InputError, match=r"16 positions for rows of up to 17 tokens\. Tokenize with --input-size 16\."):
         model.require_vocabulary(vocabulary_v2, "corpus C", 17)
     (Path(model_uri) / "vocabulary.json").unlink()
     with pytest.raises(InputError, match="34 rows for 32 tokens"):

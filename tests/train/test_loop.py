@@ -81,6 +81,9 @@ def test_what_is_done_is_not_done_again(config: PretrainConfig) -> None:
     again = LocalSession()
     assert train(config, again).steps == 24
     assert again.reports == []
+    assert again.notes == [
+        "going on from the checkpoint of step 24 with 1 worker(s), the last one: nothing is left to train"
+    ]
 
 
 def test_a_machine_about_to_leave_brings_a_checkpoint(config: PretrainConfig) -> None:

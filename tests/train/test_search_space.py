@@ -61,7 +61,12 @@ def test_every_kind_is_drawn_within_its_bounds(tmp_path: Path) -> None:
         ("[learning_rte]\nkind = 'uniform'\nlow = 1\nhigh = 2", "'learning_rte' (did you mean 'learning_rate'?)"),
         ("[num_workers]\nkind = 'integer'\nlow = 1\nhigh = 2", "only these options can be searched"),
         ("[corpus]\nkind = 'choice'\nvalues = ['a']", "'corpus'"),
-        ("[dropout]\nkind = 'normal'", "[dropout]: Input tag 'normal'"),
+        (
+            "[dropout]\nkind = 'normal'",
+            "[dropout]: kind must be one of 'uniform', 'log_uniform', '",
+        ),
+        ("[dropout]\nkind = 'loguniform'", "not 'loguniform' (did you mean 'log_uniform'?)"),
+        ("[dropout]\nlow = 0", "found [dropout]: kind is missing."),
         ("[dropout]\nkind = 'uniform'\nlow = 0.1", "[dropout] high: Field required"),
         ("[dropout]\nkind = 'uniform'\nlow = 0.3\nhigh = 0.1", "low 0.3 is above high 0.1"),
         ("[dropout]\nkind = 'uniform'\nlow = 0.3\nhigh = nan", "[dropout] high: Input should be a finite number"),

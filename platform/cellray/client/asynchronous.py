@@ -28,7 +28,7 @@ from cellray.client.progress import Meter
 from cellray.client.results import Embedded, embedded, gene_frame, long_frame, prediction_frame
 from cellray.client.sending import Answered, ask_all
 from cellray.client.transport import Transport, binary_body, parsed
-from cellray.errors import InputError
+from cellray.errors import InputError, said
 from cellray.retries import RetryPolicy
 
 if TYPE_CHECKING:
@@ -275,5 +275,5 @@ def _checked(kind: type[CellsRequest], values: dict[str, Any]) -> dict[str, Any]
     try:
         return kind.model_validate({**values, "cells": [no_cell]}).model_dump(exclude={"cells", "genes"})
     except ValidationError as error:
-        told = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        told = "; ".join(f"{'.'.join(map(str, each['loc']))}: {said(each)}" for each in error.errors())
         raise InputError("the request", "every option must be known and valid", told, "Correct it.") from None

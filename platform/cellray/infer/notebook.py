@@ -8,7 +8,6 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -19,9 +18,10 @@ from numpy.typing import NDArray
 from cellray import schema
 from cellray.config import make_config
 from cellray.data.corpora.corpus import Corpus, read_rows
-from cellray.data.memory_corpus import SUBJECT, Reading, corpus_of
+from cellray.data.memory_corpus import Reading
 from cellray.errors import InputError, listing
 from cellray.infer.embed import EmbedConfig, embed_cells
+from cellray.infer.notebook_cells import check_arguments, named, with_corpus
 from cellray.infer.partial import DOES_NOT_APPLY
 from cellray.infer.results import Embeddings
 from cellray.infer.screen import ScreenConfig, check_states, screen
@@ -39,8 +39,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ResultT = TypeVar("ResultT")
+_NAME = "cellray.Screen"
 _OWN = ("corpus", "model", "output", "actors", "dry_run")
 _LISTS = ("genes", "anchor", "alternatives")
+_READ = ("vocabulary", "matrix", "gene_ids", "obs_columns")
 _SHARED = ("layer", "pooling", "token_budget", "cells_per_part", "gpus_per_actor", "threads", "tracking_uri")
 
 
@@ -51,16 +53,22 @@ def perturb(adata: "AnnData", model: str, **options: Any) -> pd.DataFrame:  # no
     --------
     >>> perturb(adata, "models/v1", genes=["GATA4", "TBX5"], state_column="disease", start="sick", goal="healthy")
     """
-    return Screen(model, **options).perturb(adata)
+    with named("cellray.perturb", _NAME):
+        return Screen(model, **options).perturb(adata)
 
 
-def embed(adata: "AnnData", model: str, **options: Any) -> NDArray[np.float32]:  # noqa: ANN401  # see `Screen`
+def embed(adata: "AnnData", model: str, **options: Any) -> NDArray[np.float32]:  # noqa: ANN401  # named below
     """Embed the cells of an AnnData.
 
     Parameters
     ----------
-    adata, model, options
-        As of `Screen`; of a screen's options `layer`, `pooling` and those of the machine.
+    adata, model
+        As of `Screen`.
+    options
+        `vocabulary`, `matrix` and `gene_ids` as of `Screen`. `layer`: 0 is the last hidden state, -1 (default) the one
+        before. `pooling`: `cell` (default, the mean over genes) or `cls`. Of the machine: `token_budget` [tokens],
+        `cells_per_part` [cells], `threads`, `gpus_per_actor` (1: compute on a GPU). `tracking_uri`: the MLflow that
+        knows models:/ names.
 
     Returns
     -------
@@ -68,7 +76,9 @@ def embed(adata: "AnnData", model: str, **options: Any) -> NDArray[np.float32]: 
         A row for each cell in the order of `adata.obs_names`, NaN for cells with nothing to encode (the log says how
         many). Shape (cells, hidden).
     """
-    return Screen(model, **options).embed(adata)
+    check_arguments("cellray.embed", options, ("adata", "model", *_READ[:3], *_SHARED))
+    with named("cellray.embed", _NAME):
+        return Screen(model, **options).embed(adata)
 
 
 class Screen:
@@ -108,7 +118,9 @@ class Screen:
         **options: Any,  # noqa: ANN401
     ) -> None:
         if wrong := [name for name in options if name in _OWN]:
-            raise InputError("Screen", "takes no options of places and workers", listing(wrong), "Leave them out.")
+            raise InputError(_NAME, "takes no options of places and workers", listing(wrong), "Leave them out.")
+        own = [name for name in ScreenConfig.model_fields if name not in _OWN]
+        check_arguments(_NAME, options, ("model", *_READ, *own))
         self._options = {name: _as_list(name, value) for name, value in options.items()}
         self._model, reference = open_model(model, options.get("tracking_uri"))
         self._options["model"] = reference.uri
@@ -193,17 +205,11 @@ class Screen:
 
     def _config(self, corpus: str, output: str, **more: Any) -> ScreenConfig:  # noqa: ANN401
         place = {"corpus": corpus, "output": output, "actors": (0, 0)}
-        return make_config(ScreenConfig, {**self._options, **place, **more}, "cellray.Screen")
+        return make_config(ScreenConfig, {**self._options, **place, **more}, _NAME)
 
     def _run(self, adata: "AnnData", reading: Reading, make: Callable[[Corpus, Path], ResultT]) -> ResultT:
         """Encode the cells into a temporary corpus and return what is made of it."""
-        size = min(self.vocabulary.input_size, int(self._model.config.max_position_embeddings))
-        with TemporaryDirectory(prefix="cellray-") as folder:
-            try:
-                return make(corpus_of(adata, self.vocabulary, f"{folder}/corpus", reading, size), Path(folder))
-            except InputError as error:  # people do not know the folder
-                subject = SUBJECT if error.subject.startswith(folder) else error.subject
-                raise InputError(subject, error.rule, error.found, error.fix) from None
+        return with_corpus(adata, self._model, self.vocabulary, reading, make)
 
     def _screened(self, corpus: Corpus, folder: Path, **more: Any) -> ShiftManifest | PrefilterManifest:  # noqa: ANN401
         if self._states:

@@ -117,10 +117,13 @@ def chosen_heads(config: PredictConfig, model: ModelDirectory) -> tuple[str, lis
     have = [spec.level for spec in model.heads]
     level = config.level or ("cell" if "cell" in have else "gene")
     specs = [spec for spec in model.heads if spec.level == _HEAD_LEVEL[level]]
-    if not specs or (config.h5ad is not None and level != "cell"):
-        told = ", ".join(f"{spec.name} of each {spec.level}" for spec in model.heads)
-        option = "--h5ad" if specs else f"--level {level}"
-        raise InputError(model.uri, f"{option} needs a head of that level", f"it tells {told}", "Choose another level.")
+    told = ", ".join(f"{spec.name} of each {spec.level}" for spec in model.heads)
+    if not specs:
+        rule = f"--level {level} needs a head of that level"
+        raise InputError(model.uri, rule, f"it tells {told}", "Choose another level.")
+    if config.h5ad is not None and level != "cell":
+        rule, found = "an .h5ad has a row for each cell", f"a model that tells {told}"
+        raise InputError("--h5ad", rule, found, "Leave out --h5ad: the predictions are parquet tables.")
     return level, specs
 
 

@@ -144,7 +144,7 @@ class ModelDirectory:
                 f"model {self.uri}",
                 f"it must take rows as long as those of {owner}",
                 f"{self.config.max_position_embeddings:,} positions for rows of up to {input_size:,} tokens",
-                "Tokenize with a smaller --input-size.",
+                f"Tokenize with --input-size {self.config.max_position_embeddings}.",
             )
 
     def _check(self) -> None:

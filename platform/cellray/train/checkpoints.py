@@ -232,6 +232,16 @@ class Checkpoints:
         storage.remove_directory(self._at(step))
 
 
+def newest_steps(folder: str) -> dict[str, int]:
+    """Return the newest step of each training that has a checkpoint below a folder, by the name of its own folder."""
+    storage.filesystem(folder)[0].invalidate_cache()
+    found: dict[str, int] = {}
+    for path in storage.glob(storage.join(folder, "*", f"{_PREFIX}*", RECORD)):
+        name = path.rstrip("/").split("/")[-3]
+        found[name] = max(found.get(name, 0), _step_of(path))
+    return found
+
+
 @contextmanager
 def _new_folder(uri: str) -> Iterator[Path]:
     """Yield a local folder; what was written into it then lies at a URI, the record last."""

@@ -34,6 +34,7 @@ from cellray.train.tasks.contract import ALL, Task
 from cellray.train.tasks.table import TaskConfig, read_task
 from cellray.train.trainer import check_resources, fit, threads_of
 from cellray.train.turn import Turn
+from cellray.train.unfinished import Asked
 
 logger = logging.getLogger(__name__)
 
@@ -104,21 +105,26 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
     Raises
     ------
     InputError
-        Corpus, model, task and options do not fit, or the output holds something else.
+        Corpus, model, task and options do not fit, or the output holds something else, or beside it lies an unfinished
+        training with other options.
     TrainingError
         The loss is not a finite number.
     """
     corpus, task_config = Corpus.open(config.corpus), read_task(config.task)
     parent = open_parent(config, corpus)
-    request, output = request_of(config, corpus, parent, task_config), storage.absolute(config.output)
+    options, output = _asked(config, corpus, parent, task_config), storage.absolute(config.output)
+    request = schema.request_digest(**options)
     if (made := made_before(output, request)) is not None:
         register(config, output, request, corpus, None)
         return _read_result(output, made["run"])
     task: Task = task_config.open(corpus)
     plans = make_plans(config, corpus, parent, task, task_config, request)
+    asked = Asked(f"{output}.training", request, options, plans[0].loop.steps, len(plans))
+    asked.require_training()
     _announce(config, plans, task, corpus)
     check_resources(config)
-    turn = Turn.take(f"{output}.training")
+    turn = Turn.take(asked.folder)
+    asked.write()
     facts = {"steps": plans[0].loop.steps, "cells": corpus.manifest.rows, "folds": len(task.folds)}
     with recorded(config, f"finetune {Path(config.task).stem}", request, corpus, parent, facts) as tracker:
         tracker.log_text(task_config.model_dump_json(indent=1), "task.json")
@@ -130,7 +136,7 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
             publish(plans[-1], corpus, made, output)
         tracker.set_tags({"model": output})
         register(config, output, request, corpus, tracker)
-    storage.remove_directory(f"{output}.training")
+    storage.remove_directory(asked.folder)
     return _read_result(output, tracker.where())
 
 
@@ -215,11 +221,11 @@ def publish(plan: FinetunePlan, corpus: Corpus, provenance: dict[str, Any], uri:
     save_annotator(merge_lora(model.model), corpus.vocabulary, provenance | {"steps": step}, uri)
 
 
-def request_of(config: FinetuneConfig, corpus: Corpus, parent: ModelReference, task: TaskConfig) -> str:
-    """Return the digest of what was asked for: where it goes and how it is watched or shared out do not count."""
+def _asked(config: FinetuneConfig, corpus: Corpus, parent: ModelReference, task: TaskConfig) -> dict[str, Any]:
+    """Return what was asked for: where it goes and how it is watched or shared out do not count."""
     ignored = {"corpus", "output", "model", "task", *GROUP_FIELDS, *TrackingOptions.model_fields}
-    asked = config.model_dump(exclude=ignored)
-    return schema.request_digest(corpus=corpus.manifest.digest, model=parent.digest, task=task.model_dump(), **asked)
+    contents = {"corpus": corpus.manifest.digest, "model": parent.digest, "task": task.model_dump()}
+    return contents | config.model_dump(exclude=ignored)
 
 
 def provenance(

@@ -31,6 +31,7 @@ from cellray.train.reports import Recorder, draw_training
 from cellray.train.state import load_weights
 from cellray.train.trainer import check_resources, fit, threads_of
 from cellray.train.turn import Turn
+from cellray.train.unfinished import Asked
 
 logger = logging.getLogger(__name__)
 
@@ -87,19 +88,23 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
     ------
     InputError
         The corpus is unfinished or too small, the preset is unknown, the model does not fit the corpus, or the output
-        holds something else.
+        holds something else, or beside it lies an unfinished training with other options.
     TrainingError
         The loss is not a finite number.
     """
     corpus = Corpus.open(config.corpus)
     parent = _parent(config, corpus)
-    request, output = _request(config, corpus, parent), storage.absolute(config.output)
+    options, output = _asked(config, corpus, parent), storage.absolute(config.output)
+    request = schema.request_digest(**options)
     plan = make_plan(config, corpus, parent, request)
     if (result := _made(output, request)) is not None:
         register(config, output, request, corpus, None)
         return result
+    asked = Asked(f"{output}.training", request, options, plan.loop.steps)
+    asked.require_training()
     check_resources(config)
-    turn = Turn.take(f"{output}.training")
+    turn = Turn.take(asked.folder)
+    asked.write()
     name, facts = f"pretrain {config.model or config.preset}", {"steps": plan.loop.steps, "cells": corpus.manifest.rows}
     with recorded(config, name, request, corpus, parent, facts) as tracker:
         _announce(config, plan, corpus)
@@ -112,7 +117,7 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
         result = result or _publish(plan, corpus, output, tracker, _provenance(config, corpus, parent, request))
         tracker.set_tags({"model": output})
         register(config, output, request, corpus, tracker)
-    storage.remove_directory(f"{output}.training")
+    storage.remove_directory(asked.folder)
     return result
 
 
@@ -128,7 +133,7 @@ def write_initial_model(config: PretrainConfig, output: str) -> None:
     """Write the model that pretraining with this configuration starts from, to compare with."""
     corpus = Corpus.open(config.corpus)
     parent = _parent(config, corpus)
-    request = _request(config, corpus, parent) + " initial"
+    request = schema.request_digest(**_asked(config, corpus, parent)) + " initial"
     if made_before(storage.absolute(output), request) is None:
         plan = make_plan(config, corpus, parent, request)
         made = _provenance(config, corpus, parent, request) | {"steps": 0, "validation_loss": None, "run": "none"}
@@ -184,11 +189,11 @@ def _parent(config: PretrainConfig, corpus: Corpus) -> ModelReference | None:
     return parent
 
 
-def _request(config: PretrainConfig, corpus: Corpus, parent: ModelReference | None) -> str:
-    """Return the digest of what was asked for: where it goes and how the run is watched or shared out do not count."""
+def _asked(config: PretrainConfig, corpus: Corpus, parent: ModelReference | None) -> dict[str, Any]:
+    """Return what was asked for: where it goes and how the run is watched or shared out do not count."""
     ignored = {"corpus", "output", "model", *GROUP_FIELDS, *TrackingOptions.model_fields}
-    asked = config.model_dump(exclude=ignored)
-    return schema.request_digest(corpus=corpus.manifest.digest, model=parent and parent.digest, **asked)
+    contents = {"corpus": corpus.manifest.digest, "model": parent and parent.digest}
+    return contents | config.model_dump(exclude=ignored)
 
 
 def _announce(config: PretrainConfig, plan: PretrainPlan, corpus: Corpus) -> None:

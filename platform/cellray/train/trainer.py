@@ -7,16 +7,14 @@ reason, goes on from the newest sound one.
 import logging
 import os
 import secrets
-import signal
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from cellray import storage
 from cellray.data.session import default_threads, ensure_ray, own_error_within
 from cellray.errors import InputError, TrainingError
+from cellray.train.interrupts import interruptible
 from cellray.train.options import GroupOptions
 from cellray.train.reports import STEP, Recipient, Report, loss_of, loss_relay, report_queue, send, shown
 from cellray.train.turn import Turn
@@ -159,7 +157,7 @@ def _fit_once(settings: dict[str, Any], group: GroupOptions, folder: str) -> lis
         ),
     )
     try:
-        with _interruptible():
+        with interruptible():
             outcomes: list[Outcome] = trainer.fit().return_value
             return outcomes
     except TrainingFailedError as error:
@@ -168,21 +166,6 @@ def _fit_once(settings: dict[str, Any], group: GroupOptions, folder: str) -> lis
         why = loss_of(failures).why
     times = f"workers stopped {group.max_failures + 1} time(s), and --max-failures allows {group.max_failures}"
     raise TrainingError(f"{times}; the last time: {why}. Run the same command again to go on from the last checkpoint.")
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let Ctrl-C be `KeyboardInterrupt`: Ray Train stops its workers, but then ends the process as if all was done."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SystemExit:
-        raise KeyboardInterrupt from None
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _arrow_filesystem(uri: str) -> tuple[Any, str]:

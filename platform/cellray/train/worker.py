@@ -185,9 +185,9 @@ def _resume(loop: Loop, checkpoints: Checkpoints, session: Session) -> None:
         if (step := agree(step, session.world_size)) > 0:
             loop.load(folder or stack.enter_context(checkpoints.at(step)))
     if loop.step:
-        if not loop.finished:
-            going = f"going on from the checkpoint of step {step:,} with {session.world_size} worker(s)"
-            checkpoints.notes.append(going)
+        last = ", the last one: nothing is left to train" if loop.finished else ""
+        going = f"going on from the checkpoint of step {step:,} with {session.world_size} worker(s){last}"
+        checkpoints.notes.append(going)
         session.report({"step": step}, checkpoints.take_notes(), list(loop.reports))
 
 

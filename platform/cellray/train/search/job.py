@@ -7,7 +7,7 @@ from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from cellray import storage
+from cellray import schema, storage
 from cellray.data.corpora.corpus import Corpus
 from cellray.data.session import plain_errors
 from cellray.errors import InputError, TrainingError
@@ -22,7 +22,7 @@ from cellray.train.recording import made_before, recorded, register
 from cellray.train.reports import Recorder
 from cellray.train.search.fold_results import BEST_STEPS
 from cellray.train.search.ledger import Ledger
-from cellray.train.search.options import SearchConfig, check_objectives, search_request
+from cellray.train.search.options import SearchConfig, check_objectives, search_asked
 from cellray.train.search.plans import TrialJob, final_task, trial_task
 from cellray.train.search.report import Winner, winner_of, write_search_report
 from cellray.train.search.space import Space, read_space
@@ -43,6 +43,7 @@ from cellray.train.tasks.contract import Task
 from cellray.train.tasks.table import TaskConfig, read_task
 from cellray.train.trainer import fit
 from cellray.train.turn import Turn
+from cellray.train.unfinished import Asked
 from cellray.train.worker import Outcome, run_plan
 
 if TYPE_CHECKING:
@@ -93,8 +94,12 @@ class _Opened:
     task_config: TaskConfig
     task: Task
     space: Space
-    request: str
+    asked: Asked
     output: str
+
+    @property
+    def request(self) -> str:
+        return self.asked.request
 
     @property
     def job(self) -> TrialJob:
@@ -122,17 +127,19 @@ def search(config: SearchConfig) -> SearchResult:
     Raises
     ------
     InputError
-        Corpus, model, task, space and options do not fit; the output or the study hold something else; all trials
-        failed.
+        Corpus, model, task, space and options do not fit; the output or the study hold something else, or beside the
+        output lies an unfinished search with other options; all trials failed.
     """
     opened = _open(config)
     if (done := _finished(opened)) is not None:
         register(config, opened.output, opened.request, opened.corpus, None)
         return done
+    opened.asked.require_search(opened.job.folder)
     _check_models(opened)
     check_trial_resources(config)
     place = place_of(config, opened.request)
     study = open_study(place, config.objectives, opened.request)
+    opened.asked.write()
     facts = {"study_name": place.name, **_flat(opened.space)}
     name = f"search {config.task.rsplit('/', 1)[-1].removesuffix('.toml')}"
     with recorded(config, name, opened.request, opened.corpus, opened.parent, facts) as tracker:
@@ -152,10 +159,14 @@ def _open(config: SearchConfig) -> _Opened:
     space.check(config.base())
     check_task_fields(space.parameters, task_config, set(config.objectives), config.space)
     parent = open_parent(config, corpus)
-    request = search_request(config, corpus, parent, task_config, space)
+    options = search_asked(config, corpus, parent, task_config, space)
+    request = schema.request_digest(**options)
+    asked = Asked(
+        config.folder, request, options | {"study": config.study}
+    )  # trials of two studies have the same names
     check_objectives(config, trial_task(task_config).open(corpus))
     task: Task = final_task(task_config).open(corpus)
-    return _Opened(config, corpus, parent, task_config, task, space, request, storage.absolute(config.output))
+    return _Opened(config, corpus, parent, task_config, task, space, asked, storage.absolute(config.output))
 
 
 def _check_models(opened: _Opened) -> None:

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from cellray import schema, storage
+from cellray import storage
 from cellray.config import JobConfig
 from cellray.data.corpora.corpus import Corpus
 from cellray.errors import InputError, listing
@@ -114,15 +114,12 @@ _NOT_ASKED = {"corpus", "output", "model", "task", "space", "trials", "concurren
 _NOT_ASKED |= {"time_limit", "study", "study_storage", *GROUP_FIELDS, *TrackingOptions.model_fields}
 
 
-def search_request(config: SearchConfig, corpus: Corpus, parent: ModelReference, task: TaskConfig, space: Space) -> str:
-    """Return the digest of what was asked for; how many trials there are, and where they run, does not count."""
-    return schema.request_digest(
-        corpus=corpus.manifest.digest,
-        model=parent.digest,
-        task=task.model_dump(),
-        **_asked(config),
-        space=space.to_json(),
-    )
+def search_asked(
+    config: SearchConfig, corpus: Corpus, parent: ModelReference, task: TaskConfig, space: Space
+) -> dict[str, Any]:
+    """Return what was asked for; how many trials there are, and where they run, does not count."""
+    contents = {"corpus": corpus.manifest.digest, "model": parent.digest, "task": task.model_dump()}
+    return contents | _asked(config) | {"space": space.to_json()}
 
 
 def _asked(config: SearchConfig) -> dict[str, Any]:

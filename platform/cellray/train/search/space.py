@@ -3,7 +3,6 @@
 Knows the options' own limits, through their pydantic classes, and nothing of trials, Optuna's studies or Ray.
 """
 
-import difflib
 import itertools
 import json
 import tomllib
@@ -15,7 +14,7 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from cellray import storage
 from cellray.config import JobConfig
-from cellray.errors import InputError, listing
+from cellray.errors import InputError, listing, nearest, said
 from cellray.train.finetune import FinetuneConfig
 from cellray.train.finetune_plan import ModelOptions
 from cellray.train.options import OptimiserOptions
@@ -187,7 +186,7 @@ class Space:
                 name = str(problem["loc"][0]) if problem["loc"] else ", ".join(values)
                 rule = f"[{name}] must lie within the option's own limits"
                 shown = values.get(name, values)
-                raise InputError(self.subject, rule, f"{shown!r}: {problem['msg']}", "Correct the bounds.") from None
+                raise InputError(self.subject, rule, f"{shown!r}: {said(problem)}", "Correct the bounds.") from None
 
 
 def with_values(base: FinetuneConfig, values: Mapping[str, Any]) -> FinetuneConfig:
@@ -230,8 +229,8 @@ def read_space(uri: str) -> Space:
 
 
 def _with_guess(name: str) -> str:
-    near = difflib.get_close_matches(name, sorted(SEARCHABLE), n=1)
-    return f"{name!r} (did you mean {near[0]!r}?)" if near else repr(name)
+    near = nearest(name, sorted(SEARCHABLE))
+    return f"{name!r} (did you mean {near!r}?)" if near else repr(name)
 
 
 def _explain(error: ValidationError) -> str:
@@ -239,7 +238,7 @@ def _explain(error: ValidationError) -> str:
     for problem in error.errors():
         name, *rest = [str(step) for step in problem["loc"]]
         where = [step for step in rest if step not in {"uniform", "log_uniform", "integer", "choice"}][:1]
-        problems.append(f"[{name}]{''.join(f' {step}' for step in where)}: {problem['msg']}")
+        problems.append(f"[{name}]{''.join(f' {step}' for step in where)}: {said(problem)}")
     return "; ".join(dict.fromkeys(problems))
 
 

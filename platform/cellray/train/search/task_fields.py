@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cellray.errors import InputError, listing
+from cellray.errors import InputError, listing, said
 from cellray.train.tasks.table import TaskConfig
 
 TASK = "task."
@@ -88,7 +88,7 @@ def check_task_fields(space: Mapping[str, Any], task: TaskConfig, judged_by: set
             try:
                 with_task_fields(task, {name: value})
             except ValidationError as error:
-                rule, found = f"[{name}] must lie within the field's own limits", error.errors()[0]["msg"]
+                rule, found = f"[{name}] must lie within the field's own limits", said(error.errors()[0])
                 raise InputError(subject, rule, f"{value!r}: {found}", "Correct the bounds.") from None
     if named and _LOSS in judged_by:
         rule = "trials whose labels have other weights have losses that cannot be compared"

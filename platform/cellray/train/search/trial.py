@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from cellray.errors import said
 from cellray.model.device import compute_device
 from cellray.train import reports
 from cellray.train.finetune_plan import FinetunePlan
@@ -176,6 +177,6 @@ def _reason(error: Exception) -> str:
     """Return an error in one line."""
     if isinstance(error, ValidationError):
         problem = error.errors()[0]
-        return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
+        return f"{'.'.join(map(str, problem['loc']))}: {said(problem)}"
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}"[:_LONGEST_REASON]

@@ -1,13 +1,12 @@
 """The tasks there are, by the name a task file gives, and how such a file is read."""
 
-import difflib
 import tomllib
 from typing import Any
 
 from pydantic import ValidationError
 
 from cellray import storage
-from cellray.errors import InputError
+from cellray.errors import InputError, nearest, said
 from cellray.train.folds import SplitConfig
 from cellray.train.tasks.cells import CellHead, CellTaskConfig
 from cellray.train.tasks.genes import GeneTaskConfig
@@ -63,7 +62,7 @@ def _explain(error: ValidationError) -> str:
             case "too_short" if len(error.errors()) > 1:  # what is wrong with the only head is told already
                 pass
             case _:
-                found.append(f"{where} {problem['input']!r}: {problem['msg']}")
+                found.append(f"{where} {problem['input']!r}: {said(problem)}")
     return "; ".join(found)
 
 
@@ -82,5 +81,5 @@ def _meant(name: str) -> str:
     places = dict.fromkeys(("label", *CellTaskConfig.model_fields, *GeneTaskConfig.model_fields), "")
     places |= dict.fromkeys(CellHead.model_fields, "")
     places |= dict.fromkeys(SplitConfig.model_fields, " in [split]")
-    near = difflib.get_close_matches(name, places, n=1)
-    return f" (did you mean {near[0]}{places[near[0]]}?)" if near else ""
+    near = nearest(name, places)
+    return f" (did you mean {near}{places[near]}?)" if near else ""
