@@ -13,6 +13,9 @@ def main(config: FinetuneConfig) -> str:
     for name, figures in result.heads.items():
         shown = [f"{key} {_with_spread(*figures[key])}" for key in _SHOWN if key in figures]
         lines.append(f"{name}: {', '.join(shown) or 'no test part'}")
+        if pooled := result.pooled.get(name):
+            shown = [f"{key} {_with_spread(pooled[key], None)}" for key in _SHOWN if key in pooled]
+            lines.append(f"{name}, all folds together ({result.tested[name]}): {', '.join(shown)}")
     return "\n".join([*lines, result.tracked, f"{result.report}: figures and pictures", f"{result.uri}: model"])
 
 

@@ -281,9 +281,10 @@ def test_bad_input_is_told(
 
 
 def test_folds_a_report_and_a_model_that_predicts_what_was_tested(
-    config_of: Callable[..., FinetuneConfig], tmp_path: Path
+    config_of: Callable[..., FinetuneConfig], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """On Ray Train: two folds by donor, then a model of all cells."""
+    caplog.set_level("INFO", "cellray")
     task = 'task = "cell_classification"\nlabel = "kind"\n[split]\nkind = "grouped"\ngroup = "donor"\nfolds = 2'
     store = f"sqlite:///{tmp_path}/mlflow.db"
     config = config_of(task, tracking_uri=store)
@@ -294,12 +295,24 @@ def test_folds_a_report_and_a_model_that_predicts_what_was_tested(
     assert spread is not None
     report = Path(result.report)
     assert {"metrics.json", "per_class.csv", "confusion.csv", "folds.csv"} <= {p.name for p in report.iterdir()}
+    answers = pd.read_parquet(report / "test_predictions.parquet")
+    assert answers["cell_id"].is_unique
+    assert len(answers) == CELLS
+    right = answers["kind.true"] == answers["kind.predicted"]
+    assert right.groupby(answers["fold"]).mean().mean() == pytest.approx(mean)
+    assert result.pooled["kind"]["accuracy"] == pytest.approx(right.mean())
+    assert result.tested == {"kind": f"{CELLS} cells"}
+    kept = [message for message in caplog.messages if "kept: step" in message]
+    assert [message.split(", kept")[0] for message in kept] == ["fold 0", "fold 1", "all cells"]
+    assert "(validation_loss 0." in kept[0]
+    assert kept[2].endswith(", the last one")
     run, *folds = recorded_runs(store)
     assert run.data.metrics["test/kind/accuracy"] == pytest.approx(mean)
     assert "accuracy" not in run.data.metrics
     assert [fold.info.run_name for fold in folds] == ["fold 0", "fold 1", "all cells"]
-    kept = {file.path for file in MlflowClient(store).list_artifacts(run.info.run_id)}
-    assert {"metrics.json", "training.png", "kind_confusion.png", "task.json", "config.json"} <= kept
+    logged = {file.path for file in MlflowClient(store).list_artifacts(run.info.run_id)}
+    assert {"metrics.json", "training.png", "kind_confusion.png", "task.json", "config.json"} <= logged
+    assert "test_predictions.parquet" in logged
     model = ModelDirectory.open(result.uri)
     assert [head.classes for head in model.heads] == [("a", "b", "c")]
     assert model.provenance["objective"] == "cell_classification"

@@ -147,11 +147,11 @@ def calibration_png(
             label="this model, 95 % interval",
         )
         above.set(xlim=(0, 1), ylim=(0, 1.03), ylabel="share that was right")
-        above.legend(loc="upper left", bbox_to_anchor=(0.0, 0.97))
+        above.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)  # a curve may go anywhere within
         below.bar((np.arange(bins) + 0.5) / bins, count_b, width=0.94 / bins, color=COLOURS[0])
-        below.set(xlabel="probability of the predicted class", ylabel=unit)
-        if count_b.max(initial=0) > _WIDE * count_b[filled].min(initial=total):
-            below.set_yscale("symlog")
+        wide = count_b.max(initial=0) > _WIDE * count_b[filled].min(initial=total)
+        below.set(xlabel="probability of the predicted class", ylabel=f"{unit},\nlogarithmic" if wide else unit)
+        below.set_yscale("symlog" if wide else "linear")
         below.yaxis.set_major_formatter(FuncFormatter(lambda value, _: few_digits(value)))
         headline = f"{title}: calibration"
         figure.suptitle(f"{headline}\nn = {total:,}, expected calibration error {error:.3f}", fontsize="medium")

@@ -1,4 +1,4 @@
-"""Pictures of a training: losses and figures of held-out cells over its steps."""
+"""Pictures of a training: losses and figures of the validation part over its steps."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,9 +36,10 @@ def training_png(
         panels = figure.subplots(1, 2 if metrics else 1, squeeze=False)[0]
         _draw(panels[0], losses, "loss", best_step)
         if metrics:
-            _draw(panels[1], metrics, "held-out cells", best_step)
             values = np.array([value for _, series in metrics.values() for value in series], np.float64)
-            if np.nanmin(values, initial=0) >= 0 and 0.4 < np.nanmax(values, initial=0) <= 1:
+            low, high = np.nanmin(values, initial=0), np.nanmax(values, initial=0)
+            _draw(panels[1], metrics, f"validation part{', share' if low >= 0 and high <= 1 else ''}", best_step)
+            if low >= 0 and 0.4 < high <= 1:
                 panels[1].set_ylim(0, 1.03)
         steps = max((max(series[0], default=0) for series in [*losses.values(), *metrics.values()]), default=0)
         figure.suptitle(f"{title} ({steps:,} steps)", fontsize="medium")

@@ -15,12 +15,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from cellray import plots
-from cellray.train.folds import PARTS, Folds
+from cellray.train.folds import TEST, Folds
 from cellray.train.metrics.classification import ClassificationMetrics, classification_metrics
 from cellray.train.metrics.genes import GeneMetrics
 from cellray.train.metrics.nan_json import finite_or_null
 from cellray.train.metrics.regression import RegressionMetrics, regression_metrics
 from cellray.train.metrics.summary import over_folds
+from cellray.train.tested import GENES, fold_table, support_counts
 
 Metrics = ClassificationMetrics | RegressionMetrics
 
@@ -133,7 +134,7 @@ def write_report(
     """
     folder.mkdir(parents=True, exist_ok=True)
     classifying = {each.name: each for each in results if isinstance(each.pooled, ClassificationMetrics)}
-    written = [_write_csv(folder / "folds.csv", folds.describe())]
+    written = [_write_csv(folder / "folds.csv", fold_table(folds, _of_folds(classifying)))]
     if classifying:
         written.append(_write_csv(folder / "per_class.csv", _per_class(classifying)))
         written.append(_write_csv(folder / "confusion.csv", _confusion(classifying, folds.unit)))
@@ -143,6 +144,7 @@ def write_report(
     value = {
         "heads": {each.name: each.to_json() for each in results},
         "splits": len(folds),
+        "unit": folds.unit,
         "ungrouped": folds.ungrouped,
         "tested_but_not_trained_on": [finite_or_null(row) for row in unseen],
         **(extra or {}),
@@ -152,13 +154,38 @@ def write_report(
     return [*written, path]
 
 
+def lines_on_genes(folds: Folds, results: Sequence[HeadResult]) -> list[str]:
+    """Return, for a split of genes, how many of them were tested; the table of a split of cells says it already."""
+    lines, listed = [], int((folds.part_kn == TEST).any(axis=0).sum())
+    for each in results if folds.unit == GENES and listed else []:
+        of_folds = [fold.n for fold in each.of_folds]
+        range_ = f" ({min(of_folds):,} to {max(of_folds):,} a fold)" if len(of_folds) > 1 else ""
+        none = f"; {listed - each.pooled.n:,} stand in none of the cells" if each.pooled.n < listed else ""
+        lines.append(f"{each.name}: {each.pooled.n:,} of {listed:,} genes were tested{range_}{none}")
+    return lines
+
+
 def flat_metrics(results: Sequence[HeadResult]) -> dict[str, float]:
-    """Return `head/metric` and `head/metric_std` over the folds, without what is undefined: what a tracker logs."""
+    """Return what a tracker logs, without what is undefined.
+
+    `head/metric` and `head/metric_std` are mean and standard deviation over the folds; with several folds
+    `head/metric_pooled` is the figure of all their test parts together.
+    """
     found: dict[str, float] = {}
     for each in results:
         for metric, mean, std, _ in each.summary().itertuples(index=False):
             found |= {f"{each.name}/{metric}": mean, f"{each.name}/{metric}_std": std}
+        if len(each.of_folds) > 1:
+            found |= {f"{each.name}/{metric}_pooled": value for metric, value in each.pooled.values.items()}
     return {name: value for name, value in found.items() if np.isfinite(value)}
+
+
+def _of_folds(classifying: Mapping[str, HeadResult]) -> dict[str, list[ClassificationMetrics]]:
+    """Return the figures of each fold, by head."""
+    return {
+        name: [each for each in result.of_folds if isinstance(each, ClassificationMetrics)]
+        for name, result in classifying.items()
+    }
 
 
 def _write_csv(path: Path, table: pd.DataFrame) -> Path:
@@ -214,8 +241,7 @@ def _draw(folder: Path, result: HeadResult, folds: Folds, title: str) -> list[Pa
         unit=folds.unit,
     )
     if result.name in folds.classes:
-        counts = {name: folds.counts(0, part, result.name) for part, name in enumerate(PARTS)}
-        counts = {name: n for name, n in counts.items() if n.any()}
+        counts = support_counts(folds, result.name, _of_folds({result.name: result})[result.name][0])
         paths.append(folder / f"{stem}_support.png")
         which = "" if len(folds) == 1 else f", first of {len(folds)} folds"
         plots.support_png(counts, classes, paths[-1], title + which, unit=folds.unit)

@@ -19,7 +19,7 @@ from cellray.model.annotator_directory import save_annotator
 from cellray.models import ModelReference, open_model
 from cellray.tracking import Tracker
 from cellray.tracking.options import TrackingOptions
-from cellray.train.evaluation import HeadResult, flat_metrics, write_report
+from cellray.train.evaluation import flat_metrics, lines_on_genes, write_report
 from cellray.train.feed import spans
 from cellray.train.finetune_plan import FinetunePlan, ModelOptions, load_best
 from cellray.train.folds import TRAIN, VALIDATION
@@ -30,8 +30,9 @@ from cellray.train.planning import check_share, count_steps, loop_config, warn_o
 from cellray.train.recording import made_before, nested, recorded, register
 from cellray.train.reports import Recorder, draw_training
 from cellray.train.split_overview import overview
-from cellray.train.tasks.contract import ALL, Task
+from cellray.train.tasks.contract import ALL, Arrays, Task
 from cellray.train.tasks.table import TaskConfig, read_task
+from cellray.train.tested_rows import TEST_PREDICTIONS, write_test_predictions
 from cellray.train.trainer import check_resources, fit, threads_of
 from cellray.train.turn import Turn
 from cellray.train.unfinished import Asked
@@ -85,6 +86,10 @@ class FinetuneResult:
         The model directory and the folder of figures.
     heads
         Mean and standard deviation over the folds of each figure, by head.
+    pooled
+        With several folds: each figure of all their test parts together, by head.
+    tested
+        What that is, by head: `14 genes`.
     tracked
         Where the run is recorded.
     """
@@ -92,6 +97,8 @@ class FinetuneResult:
     uri: str
     report: str
     heads: dict[str, dict[str, tuple[float | None, float | None]]]
+    pooled: dict[str, dict[str, float | None]]
+    tested: dict[str, str]
     tracked: str
 
 
@@ -130,7 +137,7 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
         tracker.log_text(task_config.model_dump_json(indent=1), "task.json")
         recorders = _fit(config, plans, request, tracker, turn)
         tested = [plan.answers() for plan in plans if plan.part == TRAIN]
-        _report(f"{output}.report", task, task.results(tested), task.details(tested), config, tracker, recorders)
+        _report(f"{output}.report", corpus, task, tested, config, tracker, recorders)
         if made_before(output, request) is None:  # else another job on this output ended while this one trained
             made = provenance(config, corpus, parent, request, task_config) | {"run": tracker.where()}
             publish(plans[-1], corpus, made, output)
@@ -145,9 +152,9 @@ def _fit(
 ) -> list[Recorder]:
     """Train and return what was reported; each fold has a run of its own below the job's, if there are several."""
     if len(plans) == 1:
-        recorders = [Recorder(tracker, plans[0].loop.steps)]
-        fit(plans, recorders, turn)
-        return recorders
+        recorder = Recorder(tracker, plans[0].loop.steps)
+        recorder.kept = fit(plans, [recorder], turn)[0].best_step or None
+        return [recorder]
     names = [plan.title for plan in plans]
     keys = {name: f"{request}{name.replace(' ', '')}" for name in names}
     with nested(tracker, config, keys) as trackers:
@@ -260,29 +267,38 @@ def open_parent(config: FinetuneConfig, corpus: Corpus) -> ModelReference:
 
 def _read_result(output: str, tracked: str) -> FinetuneResult:
     report = f"{output}.report"
-    heads = storage.read_json(storage.join(report, METRICS))["heads"]
+    told = storage.read_json(storage.join(report, METRICS))
+    heads, unit = told["heads"], told.get("unit", "cells")
     figures = {
         name: {key: (value, head["std"][key]) for key, value in head["mean"].items()} for name, head in heads.items()
     }
-    return FinetuneResult(output, report, figures, tracked)
+    several = {name: head["pooled"] for name, head in heads.items() if len(head["folds"]) > 1}
+    pooled = {name: each["metrics"] for name, each in several.items()}
+    return FinetuneResult(
+        output, report, figures, pooled, {name: f"{each['n']:,} {unit}" for name, each in several.items()}, tracked
+    )
 
 
 def _report(
     uri: str,
+    corpus: Corpus,
     task: Task,
-    results: Sequence[HeadResult],
-    details: dict[str, Any],
+    tested: Sequence[Arrays],
     config: FinetuneConfig,
     tracker: Tracker,
     recorders: Sequence[Recorder],
 ) -> None:
-    """Write figures and pictures, and hand them to the tracker."""
+    """Write answers, figures and pictures, and hand them to the tracker."""
+    results = task.results(tested)
+    for line in lines_on_genes(task.folds, results):
+        logger.info("%s", line)
     with tempfile.TemporaryDirectory(prefix="cellray-report-") as name:
         folder = Path(name)
         folds = f", {len(task.folds)} folds" if len(task.folds) > 1 else ""
-        title = f"{Path(config.task).stem.removeprefix('task_')}{folds}"
+        title = f"{title_of(config.output)}{folds}"
         written = [draw_training(recorders, folder / "training.png", title)]
-        written += write_report(folder, results, task.folds, title, details)
+        written += write_report(folder, results, task.folds, title, task.details(tested))
+        written.append(write_test_predictions(folder / TEST_PREDICTIONS, task.test_rows(corpus, tested)))
         for path in filter(None, written):
             tracker.log_file(path)
         if storage.exists(uri):  # of a run that was broken off before its model was published
@@ -291,11 +307,19 @@ def _report(
     tracker.log_metrics({f"{TEST_FIGURES}{name}": value for name, value in flat_metrics(results).items()}, 0)
 
 
+def title_of(output: str) -> str:
+    """Return what pictures call a model: the last part of where it goes."""
+    return storage.absolute(output).rstrip("/").rsplit("/", 1)[-1]
+
+
 def _announce(config: FinetuneConfig, plans: Sequence[FinetunePlan], task: Task, corpus: Corpus) -> None:
     """Say what is about to happen."""
     counted = count_parameters(plans[0].initial(corpus))  # first: it refuses options that do not fit the model
-    for line in overview(task.folds):
+    remarks = task.remarks(corpus)
+    for line in (*overview(task.folds), *remarks.lines):
         logger.info("%s", line)
+    for line in remarks.warnings:
+        logger.warning("%s", line)
     unseen = task.folds.unseen()
     if len(unseen):  # they count as wrong answers, and metrics.json lists them
         names = (
@@ -308,7 +332,7 @@ def _announce(config: FinetuneConfig, plans: Sequence[FinetunePlan], task: Task,
         f"{counted.trainable:,}",
         f"{counted.total:,}",
         config.model,
-        f"{len(task.folds)} folds, then all cells" if len(task.folds) > 1 else "one split",
+        f"{len(task.folds)} folds, then all {task.folds.unit}" if len(task.folds) > 1 else "one split",
         f"{plans[0].loop.steps:,}",
         config.batch_size,
     )

@@ -1,7 +1,7 @@
 """The plan of a fine-tuning: which model learns which part of a fold, and what it answers in the test part."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import median
@@ -23,6 +23,8 @@ from cellray.train.annotation import Annotation
 from cellray.train.contracts import Objective, Session
 from cellray.train.feed import Feed
 from cellray.train.folds import TEST, TRAIN, VALIDATION
+from cellray.train.kept import kept_line
+from cellray.train.loop import Progress
 from cellray.train.order import Selection
 from cellray.train.parallel import agree
 from cellray.train.parameters import LORA_TARGETS, add_lora, freeze_layers, parameter_groups
@@ -93,7 +95,7 @@ class FinetunePlan(TrainPlan):
     @property
     def title(self) -> str:
         """What to call this training."""
-        return "all cells" if self.part == ALL else f"fold {self.fold}"
+        return f"all {self.task.unit}" if self.part == ALL else f"fold {self.fold}"
 
     @property
     def answers_uri(self) -> str:
@@ -144,6 +146,10 @@ class FinetunePlan(TrainPlan):
             return self
         best = [outcome.best_step or outcome.steps for outcome in before]
         return replace(self, loop=replace(self.loop, steps=max(1, round(median(best)))))
+
+    def remarks(self, progress: Progress, reports: Sequence[Mapping[str, float]]) -> list[str]:
+        """Tell which step is kept."""
+        return [kept_line(progress, reports, self.loop)]
 
     def conclude(self, corpus: Corpus, objective: Objective, feed: Feed, session: Session, autocast: Autocast) -> None:
         """Let the best model of a fold answer in the test part."""

@@ -228,7 +228,8 @@ class Loop:
         if self._session.world_size > 1:
             torch.distributed.all_reduce(everywhere)
         # Workers average their gradients, hence the factor: the mean is over the targets of all workers.
-        weight = torch.where(everywhere[1] > 0, everywhere[1], 1.0)  # a step without targets has no gradient either
+        # A step without targets has gradients of 0, so that weights move by AdamW's momentum and decay alone.
+        weight = torch.where(everywhere[1] > 0, everywhere[1], 1.0)
         scale_gradients(self._parameters, self._session.world_size / weight)
         norm = nn.utils.clip_grad_norm_(self._parameters, self._config.max_grad_norm)
         self._optimizer.step()
@@ -270,7 +271,8 @@ class Loop:
         """Report; validate and save if it is time for it."""
         assert self._unchecked is not None
         total, weight = self._take_sums()
-        metrics = {"train_loss": total / (weight or 1), "grad_norm": float(whole(self._unchecked.norm))}
+        metrics = {"train_loss": total / weight} if weight else {}  # no label since the last report: no loss, not 0
+        metrics["grad_norm"] = float(whole(self._unchecked.norm))
         self._check_loss()
         masked = round(weight / self._session.world_size) if self._objective.vocabulary_head else 0
         metrics |= window.metrics(self._session.world_size, masked)

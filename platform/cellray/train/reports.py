@@ -97,6 +97,7 @@ class Recorder:
         self._tracker, self._steps, self._name = tracker, steps, f"{name}, " if name else ""
         self._began, self._first, self._shown = time.monotonic(), 0, -_QUIET_S
         self.name = name
+        self.kept: int | None = None  # the step that was best, once the training is over
         self.history: dict[str, tuple[list[int], list[float]]] = {}
 
     def take(self, report: Report) -> None:
@@ -176,7 +177,7 @@ def draw_training(recorders: Sequence[Recorder], path: Path, title: str) -> Path
             (losses if name.endswith("_loss") else figures)[f"{recorder.name} {label}".strip()] = points
     if not losses:
         return None
-    training_png(losses, figures, path, title)
+    training_png(losses, figures, path, title, best_step=recorders[0].kept if len(recorders) == 1 else None)
     return path
 
 

@@ -23,7 +23,7 @@ from cellray.model.device import is_accelerator
 from cellray.train.checkpoints import Checkpoints
 from cellray.train.contracts import Objective, Session
 from cellray.train.feed import Feed, spans
-from cellray.train.loop import Loop, LoopConfig, NonFiniteLossError, TakenOverError
+from cellray.train.loop import Loop, LoopConfig, NonFiniteLossError, Progress, TakenOverError
 from cellray.train.options import GroupOptions
 from cellray.train.order import Selection, TrainingOrder
 from cellray.train.parallel import agree, gather_from_all, wrap
@@ -98,6 +98,10 @@ class TrainPlan(ABC):
         """Return this plan with what only the trainings before it could tell."""
         return self
 
+    def remarks(self, progress: Progress, reports: Sequence[Mapping[str, float]]) -> list[str]:
+        """Return what there is to tell a person at the end; `reports` are the last ones, at least."""
+        return []
+
     def conclude(  # noqa: B027  # most have nothing to do
         self, corpus: Corpus, objective: Objective, feed: Feed, session: Session, autocast: Autocast
     ) -> None:
@@ -163,6 +167,8 @@ def run_plan(plan: TrainPlan, session: Session, device: torch.device) -> Outcome
             raise TakenOverError
         error = _last_checkpoint(checkpoints, session)
         if not (error or loop.leaving):
+            if told := plan.remarks(loop.progress, loop.reports):
+                session.report({"step": loop.step}, told)
             plan.conclude(corpus, objective, feed, session, precision)
     except NonFiniteLossError as wrong:
         names = listing(cell_names(corpus, wrong.cells))

@@ -215,7 +215,9 @@ def _promote(opened: _Opened, study: "Study", place: StudyPlace, winner: Winner,
     facts: dict[str, Any] = {"study": place.name, "storage": mask_text(place.url), "states": count_states(study)}
     facts |= {"trials": len(ended(study)), "space": opened.space.to_json()}
     report = f"{opened.output}.report"
-    write_search_report(report, config, opened.space, study, winner, opened.task, answers, facts, tracker)
+    write_search_report(
+        report, config, opened.corpus, opened.space, study, winner, opened.task, answers, facts, tracker
+    )
     task = with_task_fields(opened.task_config, winner.values)
     made = provenance(opened.job.base, opened.corpus, opened.parent, opened.request, task)
     made |= {"run": tracker.where(), "search": winner.to_json() | facts}

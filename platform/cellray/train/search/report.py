@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from cellray import plots, storage
+from cellray.data.corpora.corpus import Corpus
 from cellray.tracking import Tracker
 from cellray.train.evaluation import HeadResult, flat_metrics, write_report
-from cellray.train.finetune import METRICS, TEST_FIGURES, FinetuneConfig
+from cellray.train.finetune import METRICS, TEST_FIGURES, FinetuneConfig, title_of
 from cellray.train.search.options import SearchConfig, lower_is_better, plain
 from cellray.train.search.space import Space, with_values
 from cellray.train.search.study import COMPLETE, STOPPED, best_trials, importances, spread_of, trial_table
 from cellray.train.search.task_fields import with_task_fields, without_task_fields
 from cellray.train.tasks.contract import Arrays, Task
 from cellray.train.tasks.table import read_task
+from cellray.train.tested_rows import TEST_PREDICTIONS, write_test_predictions
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -82,6 +84,7 @@ def winner_of(study: "Study", space: Space, objectives: Sequence[str]) -> Winner
 def write_search_report(
     uri: str,
     config: SearchConfig,
+    corpus: Corpus,
     space: Space,
     study: "Study",
     winner: Winner,
@@ -91,13 +94,14 @@ def write_search_report(
     tracker: Tracker,
 ) -> list[HeadResult]:
     """Write the report, hand it to the tracker, and return the figures of the test part."""
-    results, title = task.results([tested]), Path(config.task).stem
+    results, title = task.results([tested]), title_of(config.output)
     searched = {"search": {**winner.to_json(), **facts}}
     with tempfile.TemporaryDirectory(prefix="cellray-report-") as name:
         folder = Path(name)
         made = write_search_files(folder, config, space, study, winner, title)
         made += write_report(folder, results, task.folds, title, task.details([tested]) | searched)
-        for path in made:
+        answers = write_test_predictions(folder / TEST_PREDICTIONS, task.test_rows(corpus, [tested]))
+        for path in filter(None, [*made, answers]):
             tracker.log_file(path)
         if storage.exists(uri):  # of a search that was broken off before its model was published
             storage.remove_directory(uri)

@@ -1,11 +1,12 @@
 """Tasks on cells: one class or one number a cell, or several of them at once, each of which may be missing."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
@@ -22,8 +23,9 @@ from cellray.train.metrics.classification import AREA_FIGURES, CLASSIFICATION_FI
 from cellray.train.metrics.regression import REGRESSION_FIGURES
 from cellray.train.order import AssignedPart, Selection
 from cellray.train.parallel import gather_from_all
-from cellray.train.tasks.contract import ALL, Arrays
+from cellray.train.tasks.contract import ALL, Arrays, Remarks
 from cellray.train.tasks.labels import ClassLabels, LabelConfig, Labels, read_labels
+from cellray.train.tested_rows import Truth, cell_rows
 
 ClassWeights = Literal["none", "balanced"]
 _CELLS = "cells"
@@ -39,6 +41,7 @@ class CellHead(LabelConfig):
 class CellTaskConfig(JobConfig):
     """A task file of cell classification, regression or several heads at once."""
 
+    unit: ClassVar[str] = "cells"
     task: Literal["cell_classification", "regression", "multitask"]
     heads: tuple[CellHead, ...] = Field(min_length=1, description="what to tell of a cell")
     split: SplitConfig = SplitConfig()
@@ -178,6 +181,17 @@ class CellTask:
     def details(self, tested: Sequence[Arrays]) -> dict[str, Any]:
         """Return missing labels and what was left out."""
         return {"labels": {name: _counts(label) for name, label in self.labels.items()}}
+
+    def remarks(self, corpus: Corpus) -> Remarks:
+        """Return nothing: the table of the split says it all."""
+        return Remarks()
+
+    def test_rows(self, corpus: Corpus, tested: Sequence[Arrays]) -> Iterator[pa.Table]:
+        """Yield the cells of each fold's test part in the corpus's order."""
+        heads = {name: Truth(_values(label), _classes(label)) for name, label in self.labels.items()}
+        for fold, arrays in enumerate(tested):
+            outputs = {name: arrays[f"head {name}"] for name in heads if f"head {name}" in arrays}
+            yield from cell_rows(corpus, fold, arrays[_CELLS], outputs, heads)
 
     def _chosen(self, fold: int, part: int) -> NDArray[np.bool_]:
         own = self.folds.part_kn[fold]

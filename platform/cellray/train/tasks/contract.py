@@ -3,12 +3,15 @@
 A new task takes one class with these methods, one line in `cellray.train.tasks.table` and one TOML file.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
+import pyarrow as pa
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cellray.data.corpora.corpus import Corpus
 from cellray.model.heads import HeadSpec
 from cellray.train.contracts import Batch
 from cellray.train.evaluation import HeadResult
@@ -19,6 +22,14 @@ ALL = -2
 """Stands for all parts of a fold together: what the last model of a cross-validation is trained on."""
 
 Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Remarks:
+    """What a person is told of labels and split before a training; warnings apart."""
+
+    lines: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 class Scores(Protocol):
@@ -82,4 +93,12 @@ class Task(Protocol):
 
     def details(self, tested: Sequence[Arrays]) -> dict[str, Any]:
         """Return, for the report, what was left out and why, and figures that no head has."""
+        ...
+
+    def remarks(self, corpus: Corpus) -> Remarks:
+        """Return what is to be told of the labels, beside the split, before a training."""
+        ...
+
+    def test_rows(self, corpus: Corpus, tested: Sequence[Arrays]) -> Iterator[pa.Table]:
+        """Yield what was answered in the test parts; see `cellray.train.tested_rows`. All have one schema."""
         ...

@@ -1,11 +1,12 @@
 """Classification of genes: a model learns the class of some genes from the cells they stand in, is asked for others."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
@@ -22,13 +23,16 @@ from cellray.train.metrics.genes import TOKEN_FIGURES, GeneMetrics, GeneSums, ge
 from cellray.train.metrics.nan_json import finite_or_null
 from cellray.train.order import RandomPart, Selection
 from cellray.train.parallel import gather_from_all
-from cellray.train.tasks.contract import ALL, Arrays
+from cellray.train.tasks.contract import ALL, Arrays, Remarks
+from cellray.train.tasks.gene_coverage import gene_remarks
 from cellray.train.tasks.gene_labels import GeneLabels, gene_labels, read_gene_classes
+from cellray.train.tested_rows import gene_rows
 
 
 class GeneTaskConfig(JobConfig):
     """A task file of gene classification."""
 
+    unit: ClassVar[str] = "genes"
     task: Literal["gene_classification"]
     name: str = Field("gene_class", min_length=1, description="the head's name")
     genes: str = Field(description="table of genes: TOML or JSON of class = [genes], or CSV with columns class, gene")
@@ -138,6 +142,16 @@ class GeneTask:
             "without_median": {name: list(genes) for name, genes in self.labels.without_median.items()},
             "named_again": self.labels.repeated,
         }
+
+    def remarks(self, corpus: Corpus) -> Remarks:
+        """Return genes that could not be used, those that no cell holds, and whether few are tested."""
+        return gene_remarks(corpus, self.labels, self.folds)
+
+    def test_rows(self, corpus: Corpus, tested: Sequence[Arrays]) -> Iterator[pa.Table]:
+        """Yield the genes of each fold's test part by token id, those that were never seen among them."""
+        for fold, arrays in enumerate(tested):
+            sums, chosen = GeneSums(arrays["probability"], arrays["given"]), self._chosen(fold, TEST)
+            yield gene_rows(self.config.name, fold, self.labels, chosen, sums)
 
     def _scored(self, fold: int, part: int, arrays: Arrays, *, areas: bool = True) -> GeneMetrics:
         chosen = np.flatnonzero(self._chosen(fold, part))

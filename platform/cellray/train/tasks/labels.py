@@ -174,6 +174,7 @@ def class_labels(coded: CodedColumn, config: LabelConfig, folds: int = 1, subjec
     _check_names(config, cells, subject)
     rare = {name for name, n in cells.items() if n < (config.min_cells or 0)}
     kept = {name: n for name, n in cells.items() if name not in rare and name not in config.leave_out}
+    _check_left(cells, kept, config, subject)
     _check_classes(kept, config, folds, subject)
     classes = tuple(name for name in config.classes or coded.values if name in kept)
     return ClassLabels(
@@ -211,6 +212,19 @@ def _check_names(config: LabelConfig, cells: Mapping[str, int], subject: str) ->
     if config.classes and unnamed:
         fix = "Add them to classes or to leave_out."
         raise InputError(subject, "classes must name every class that is not left out", listing(unnamed), fix)
+
+
+def _check_left(cells: Mapping[str, int], kept: Mapping[str, int], config: LabelConfig, subject: str) -> None:
+    """Check that `min_cells` and `leave_out` leave classes to tell apart, if the column has them."""
+    named = {name: n for name, n in cells.items() if name not in config.leave_out}
+    if len(kept) < 2 <= len(named):
+        largest = sorted(named.items(), key=lambda item: -item[1])[:2]
+        sizes = " and ".join(f"{name!r} with {n:,} cells" for name, n in largest)
+        found = f"min_cells = {config.min_cells:,}, which leaves {len(kept) or 'none'}; the largest: {sizes}"
+        raise InputError(subject, "min_cells must leave at least two classes", found, "Lower min_cells.")
+    if cells and not named:
+        found = f"all {len(cells):,} of the column in it"
+        raise InputError(subject, "leave_out must leave at least two classes", found, "Take some out of the list.")
 
 
 def _check_classes(kept: Mapping[str, int], config: LabelConfig, folds: int, subject: str) -> None:
