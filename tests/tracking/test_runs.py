@@ -6,6 +6,7 @@ import pickle
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 
 from cellray.tracking import NullTracker, start_run
+from cellray.tracking.ending import closing
 from cellray.tracking.patient import PatientTracker
 from tests.conftest import REPOSITORY
 
@@ -88,6 +90,19 @@ def test_a_failed_run_is_running_again_and_a_finished_one_is_left_alone(store: s
     )
     with pytest.raises(ValueError, match="a key is a digest"):
         begin(store, key="x' or 1=1")
+
+
+def test_a_run_ends_as_its_work_does(store: str) -> None:
+    """A run that a person interrupted is no failure, and goes on like one that failed."""
+    errors = {"FINISHED": None, "FAILED": ValueError(), "KILLED": KeyboardInterrupt()}
+    for i, (status, error) in enumerate(errors.items()):
+        tracker = begin(store, key=f"{i}" * 64)
+        with suppress(ValueError, KeyboardInterrupt), closing([tracker]):
+            if error is not None:
+                raise error
+        run = MlflowClient(store).get_run(tracker.run.run_id)
+        assert run.info.status == status
+        assert (begin(store, key=f"{i}" * 64).run.run_id == tracker.run.run_id) == (error is not None)
 
 
 def test_parameters_keep_their_first_value(store: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -180,13 +195,15 @@ def test_what_cannot_be_recorded_is_counted(store: str, caplog: pytest.LogCaptur
     assert runs_of(store)[0].data.metrics == {"loss": 1.0}
 
 
-def test_what_a_long_run_holds_is_known_when_it_is_continued(store: str) -> None:
+def test_what_a_long_run_holds_is_known_when_it_is_continued(store: str, caplog: pytest.LogCaptureFixture) -> None:
     tracker = begin(store, key=KEY)
     tracker.run.log_points([tracker.run.point("loss", 1.0, step, 0) for step in range(3000)])  # several requests
     again = begin(store, key=KEY)
     for step in range(2990, 3010):
         again.log_metrics({"loss": 2.0}, step)
-    assert again.repeated == 10
+    with caplog.at_level("INFO", "cellray"):
+        again.finish("FINISHED")
+    assert "MLflow has 10 of the measurements from before the interruption" in caplog.text
     assert len(points(store, again.run.run_id, "loss")) == 3010
 
 

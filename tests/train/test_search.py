@@ -153,6 +153,8 @@ def test_a_killed_search_goes_on_and_publishes_the_best_model(
     assert store not in Path(f"{result.report}/best.toml").read_text()
 
     check_recorded(store, config, result.winner["trial"], result.counts["failed"])
+    counted = table[table["state"] != "interrupted"].set_index("trial")
+    assert recorded_states(store) == counted["state"].to_dict()
     check_predicts(config, tmp_path)
     assert search(config) == result  # done already
     assert trials_of(config) == trials
@@ -181,6 +183,19 @@ def check_recorded(store: str, config: SearchConfig, winner: int, failed: int) -
     kept = {each.path for each in client.list_artifacts(top.info.run_id)}
     assert {"trials.csv", "best.toml", "history_macro_f1.png", "metrics.json"} <= kept
     assert client.get_model_version_by_alias("kinds", "best").run_id == top.info.run_id
+
+
+def recorded_states(store: str) -> dict[int, str]:
+    """Return how each trial ended, as MLflow has it."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(store)
+    runs = client.search_runs([client.get_experiment_by_name("cellray").experiment_id])
+    told = [run.data.tags for run in runs if "mlflow.parentRunId" in run.data.tags]
+    for tags in told:
+        again = f" (retry of {tags['cellray.trial_retry_of']})" if "cellray.trial_retry_of" in tags else ""
+        assert tags["mlflow.runName"] == f"trial {tags['cellray.trial_number']}{again}"
+    return {int(tags["cellray.trial_number"]): tags["cellray.trial_state"] for tags in told}
 
 
 def check_predicts(config: SearchConfig, folder: Path) -> None:

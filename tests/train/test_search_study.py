@@ -21,6 +21,7 @@ from cellray.train.search.study import (
     count_states,
     ended,
     folder_of,
+    importances,
     make_sampler,
     open_study,
     place_of,
@@ -30,6 +31,7 @@ from cellray.train.search.study import (
 )
 
 SPACE = Space({"dropout": Range(kind="uniform", low=0, high=0.5)})
+WIDE = Range(kind="uniform", low=0, high=0.5)
 
 
 @pytest.fixture
@@ -108,6 +110,49 @@ def test_means_and_spread_over_inner_folds_stand_in_the_study(place: StudyPlace)
     winner = winner_of(study, SPACE, ["macro_f1"])
     assert (winner.number, winner.reached, winner.spread) == (0, {"macro_f1": 0.625}, {"macro_f1": 0.125})
     assert study.trials[0].user_attrs["best_steps"] == [7, 9]
+
+
+def test_what_a_trial_came_to_is_in_the_table_however_it_ends(place: StudyPlace) -> None:
+    """The objective counts at the best step; the last validation may be worse. Failed trials have no objective.
+
+    The last row is the repetition of the one that was cut off: it goes on from there.
+    """
+    study = open_study(place, ["macro_f1"], "request")
+    ledger = ledger_of(study)
+
+    def told(validation: int, best: float, last: float) -> dict[str, object]:
+        return report(validation, best) | {"metrics": [("train_loss", 1.0), ("macro_f1", last)]}
+
+    for key in ("complete", "stopped", "failed", "interrupted", "at once"):
+        ledger.started(key, study.ask(SPACE.distributions()))
+    for key in ("complete", "stopped", "failed", "interrupted"):
+        ledger.reported(key, told(1, 0.5, 0.5))
+    ledger.reported("complete", told(2, 0.5, 0.25))
+    ledger.finished("complete", {"value_0": 0.5, "step": 20, "ended": True, "error": ""})
+    ledger.finished("stopped", told(2, 0.5, 0.125))  # a report that only the end tells of, as Tune does it
+    ledger.failed("failed", "the loss became nan")
+    ledger.finished("at once", told(1, 0.0625, float("nan")))
+    retry_interrupted(study)
+    table = trial_table(study, ["macro_f1"], SPACE.decode)
+    assert list(table.columns[:4]) == ["trial", "state", "macro_f1", "macro_f1_last_value"]
+    nan = np.nan
+    np.testing.assert_array_equal(table["macro_f1"], [0.5, 0.5, nan, nan, 0.0625, nan])
+    np.testing.assert_array_equal(table["macro_f1_last_value"], [0.25, 0.125, 0.5, 0.5, nan, 0.5])
+    assert study.trials[1].intermediate_values == {1: 0.5, 2: 0.5}  # by which a search that goes on knows it
+
+
+def test_few_trials_tell_nothing_about_importance() -> None:
+    study, wide = optuna.create_study(), Space({"dropout": SPACE.parameters["dropout"], "weight_decay": WIDE})
+    rng = np.random.default_rng(0)
+    for number in range(1, 12):
+        params = dict(zip(wide.parameters, rng.random(2) / 2, strict=True))
+        made = optuna.trial.create_trial(params=params, distributions=wide.distributions(), value=params["dropout"])
+        study.add_trial(made)
+        if number < 10:
+            assert importances(study, 0) == {}
+    shares = importances(study, 0)
+    assert sum(shares.values()) == pytest.approx(1)
+    assert shares["dropout"] > 0.7
 
 
 def test_a_study_belongs_to_one_search(place: StudyPlace) -> None:

@@ -14,6 +14,8 @@ from cellray.plots.canvas import COLOURS, GREY, canvas, short
 
 _COMPLETE, _STOPPED = "complete", "stopped early"
 _BAR_INCH = 0.34
+_DARK_GREY = "#707070"
+_EDGE, _ROOM = 0.03, 0.08  # shares of the axis' height: what is marked at the edge touches neither line nor dots
 _WIDE = 3.0
 """Values that lie further apart, compared to how their middle half does, leave most of a picture empty."""
 
@@ -24,8 +26,9 @@ def history_png(trials: pd.DataFrame, objective: str, path: Path, title: str, *,
     Parameters
     ----------
     trials
-        Columns `trial` (its number), the objective (NaN where nothing was reached) and `state`: `complete`, `stopped
-        early`, or why there is no value.
+        Columns `trial` (its number), the objective (NaN where it is not known) and `state`: `complete`, `stopped
+        early`, or why there is no value. Each trial is drawn: those without a value, and those so bad that they would
+        stretch the axis, as hollow markers at its edge.
     objective
         The column to draw.
     path
@@ -37,36 +40,40 @@ def history_png(trials: pd.DataFrame, objective: str, path: Path, title: str, *,
     """
     number, value = trials["trial"].to_numpy(), trials[objective].to_numpy(np.float64)
     complete, stopped = (trials["state"] == _COMPLETE).to_numpy(), (trials["state"] == _STOPPED).to_numpy()
+    known = (complete | stopped) & np.isfinite(value)
+    lost = ~(complete | stopped)
     with canvas(path, 6.4, 4.0) as figure:
         axes = figure.subplots()
+        axes.margins(y=_ROOM)
         if complete.any():
             run = np.minimum.accumulate if lower_is_better else np.maximum.accumulate
             best = run(value[complete])
-            axes.step(number[complete], best, where="post", color=COLOURS[1], linewidth=1.5, label="best so far")
+            steps = [*number[complete], number.max()], [*best, best[-1]]
+            axes.step(*steps, where="post", color=COLOURS[1], linewidth=1.5, label="best so far")
+        off = known & _is_far(value, known, lower_is_better=lower_is_better)
         for chosen, colour, marker, name in (
             (complete, COLOURS[0], "o", _COMPLETE),
-            (stopped, GREY, "v", _STOPPED),
+            (stopped, _DARK_GREY, "v", _STOPPED),
         ):
             if chosen.any():
-                axes.scatter(number[chosen], value[chosen], s=24, color=colour, marker=marker, label=name, zorder=3)
-        lost = ~(complete | stopped)
+                shown = chosen & known & ~off
+                axes.scatter(number[shown], value[shown], s=24, color=colour, marker=marker, label=name, zorder=3)
+                _at_edge(axes, number[chosen & off], marker, colour, top=lower_is_better)
+                _at_edge(axes, number[chosen & ~known], marker, colour)
         if lost.any():
+            _at_edge(axes, number[lost], "x", "black", label="failed or interrupted")
+        if off.any():
+            where = "above" if lower_is_better else "below"
             axes.plot(
-                number[lost],
-                np.zeros(int(lost.sum())),
-                color="black",
-                marker="x",
-                linestyle="",
-                markersize=5,
-                clip_on=False,
-                transform=axes.get_xaxis_transform(),
-                label="failed or cut off",
+                [], [], "o", color="black", markersize=5, fillstyle="none", label=f"{where} the scale: {off.sum():,}"
             )
+            _limit(axes, value[known & ~off])
         axes.set(xlabel="trial", ylabel=short(objective))
+        beside = max(0.5, 0.02 * float(np.ptp(number)))
+        axes.set_xlim(number.min() - beside, number.max() + beside)
         axes.xaxis.get_major_locator().set_params(integer=True)
-        _focus(axes, value[complete | stopped], lower_is_better=lower_is_better)
         axes.set_title(f"{title}: {len(number):,} trials, {int(complete.sum()):,} complete", pad=10)
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
 
 
 def importance_png(share: Mapping[str, float], path: Path, title: str, objective: str, *, trials: int) -> None:
@@ -158,19 +165,23 @@ def pareto_png(
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3)
 
 
-def _focus(axes: Any, values: Any, *, lower_is_better: bool) -> None:  # noqa: ANN401
-    """Cut the worst values off where they alone would stretch the axis, and say how many."""
-    if len(values) < 4:
-        return
-    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
+def _is_far(values: Any, known: Any, *, lower_is_better: bool) -> Any:  # noqa: ANN401
+    """Tell which values are so bad that they alone would stretch the axis."""
+    if known.sum() < 4:
+        return np.zeros(len(values), np.bool_)
+    low, middle, high = np.quantile(values[known], [0.25, 0.5, 0.75])
     spread = max(high - low, 1e-3 * abs(middle), 1e-12)
-    edge = high + _WIDE * spread if lower_is_better else low - _WIDE * spread
-    cut = int((values > edge).sum() if lower_is_better else (values < edge).sum())
-    if cut:
-        inside = values[values <= edge] if lower_is_better else values[values >= edge]
-        margin = 0.05 * max(float(np.ptp(inside)), spread)
-        axes.set_ylim(inside.min() - margin, inside.max() + margin)
-        where = ("above", 0.98, "top") if lower_is_better else ("below", 0.04, "bottom")
-        axes.text(
-            0.99, where[1], f"{cut:,} {where[0]}", transform=axes.transAxes, ha="right", va=where[2], fontsize="small"
-        )
+    return values > high + _WIDE * spread if lower_is_better else values < low - _WIDE * spread
+
+
+def _limit(axes: Any, values: Any) -> None:  # noqa: ANN401
+    """Let the axis hold these values, with room for what is drawn at its edges."""
+    margin = _ROOM * max(float(np.ptp(values)), 1e-3 * abs(float(values[0])), 1e-12)
+    axes.set_ylim(values.min() - margin, values.max() + margin)
+
+
+def _at_edge(axes: Any, numbers: Any, marker: str, colour: str, *, top: bool = False, label: str | None = None) -> None:  # noqa: ANN401
+    """Mark trials that have no place on the axis just inside its edge: hollow, so that nobody reads a value there."""
+    height = np.full(len(numbers), 1 - _EDGE if top else _EDGE)
+    look = {"color": colour, "marker": marker, "markersize": 5, "fillstyle": "none", "linestyle": ""}
+    axes.plot(numbers, height, transform=axes.get_xaxis_transform(), label=label, **look)

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-Status = Literal["FINISHED", "FAILED"]
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+"""How a run ended; KILLED: a person interrupted it, and the same command goes on with it."""
 
 
 class Tracker(Protocol):

@@ -7,6 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from cellray.config import JobConfig
 from cellray.tracking.contract import Tracker
+from cellray.tracking.ending import closing
 from cellray.tracking.register import find_registered, register_model
 from cellray.tracking.registry import RegisteredVersion, check_name
 from cellray.tracking.server import OFF
@@ -77,10 +78,7 @@ def register_published(
     name, alias = check_name(options.register_as)
     if (made := find_registered(options.tracking_uri, model, name, alias)) is None:
         run = tracker or start_run(options.tracking_uri, options.experiment, f"register {name}", {}, {}, key=key)
-        try:
+        with closing([] if tracker else [run]):
             made = register_model(run, model, name, alias, tags)
-        finally:
-            if tracker is None:
-                run.finish("FINISHED" if made else "FAILED")
     logger.info("registered as %s%s", made.uri, f" ({alias})" if alias else "")
     return made

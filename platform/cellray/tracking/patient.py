@@ -133,7 +133,8 @@ class PatientTracker:
             self._write_waiting(retries=_LAST_RETRIES)
         self._try(f"the end of the run ({status})", lambda: self.run.finish(status))
         if self.repeated:
-            logger.info("%s points were in the run already", f"{self.repeated:,}")
+            told = "MLflow has %s of the measurements from before the interruption; they are not recorded a second time"
+            logger.info(told, f"{self.repeated:,}")
         if self.lost:
             logger.warning(
                 "%s record(s) of %s were lost: the tracking server did not take them", f"{self.lost:,}", self.where()

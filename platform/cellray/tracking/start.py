@@ -24,6 +24,7 @@ def start_run(
     *,
     key: str | None = None,
     parent: Tracker | None = None,
+    rename: bool = False,
 ) -> Tracker:
     """Create a run, or go on with an unfinished one.
 
@@ -42,6 +43,8 @@ def start_run(
     parent
         The run this one is listed under, as a trial or a fold; its store and experiment are taken instead of `uri` and
         `experiment`, and nothing is recorded if it records nothing.
+    rename
+        Whether a run that is continued takes the name, too: else it keeps its own, which a person may have changed.
 
     Raises
     ------
@@ -63,7 +66,10 @@ def start_run(
         own |= {PARENT: above.run_id} if above else {}
         found = _unfinished(client, experiment_id, key, above.run_id if above else None) if key else None
         shown = {each: tag_text(each, value) for each, value in tags.items()}
-        tracker = _continued(client, uri, found) if found else _created(client, uri, experiment_id, name, shown | own)
+        if found:
+            tracker = _continued(client, uri, found, name if rename else None)
+        else:
+            tracker = _created(client, uri, experiment_id, name, shown | own)
     if found:
         tracker.set_tags(shown)
     tracker.log_params(params)
@@ -96,10 +102,10 @@ def _created(client: Any, uri: str, experiment_id: str, name: str, tags: Mapping
     return PatientTracker(MlflowRun(uri, run.info.run_id, experiment_id))
 
 
-def _continued(client: Any, uri: str, run: Any) -> PatientTracker:  # noqa: ANN401
+def _continued(client: Any, uri: str, run: Any, name: str | None) -> PatientTracker:  # noqa: ANN401
     """Open an unfinished run again, knowing what it has recorded."""
     run_id = run.info.run_id
-    client.update_run(run_id, status="RUNNING")
+    client.update_run(run_id, status="RUNNING", name=name)
     starts = int(run.data.tags.get(STARTS, "1")) + 1
     client.set_tag(run_id, STARTS, str(starts))
     logger.info("going on with MLflow run %s, started for the %s. time", run_id, starts)

@@ -11,6 +11,7 @@ from cellray.errors import InputError
 from cellray.model.checkpoint import CONFIG, ModelDirectory
 from cellray.models import ModelReference
 from cellray.tracking import Tracker, start_run
+from cellray.tracking.ending import closing
 from cellray.tracking.options import TrackingOptions, register_published
 from cellray.tracking.record import Lineage, record_origin
 
@@ -42,7 +43,7 @@ def recorded(
         More parameters, as the number of steps.
     """
     tracker = start_run(config.tracking_uri, config.experiment, name, dict(facts), {}, key=request)
-    try:
+    with closing([tracker]):
         lineage = Lineage(
             corpus=corpus.uri,
             corpus_digest=corpus.manifest.digest,
@@ -52,10 +53,6 @@ def recorded(
         )
         record_origin(tracker, config, lineage)
         yield tracker
-    except BaseException:
-        tracker.finish("FAILED")
-        raise
-    tracker.finish("FINISHED")
 
 
 @contextmanager
@@ -65,14 +62,8 @@ def nested(parent: Tracker, config: TrackingOptions, names: Mapping[str, str]) -
         start_run(config.tracking_uri, config.experiment, name, {}, {}, key=key, parent=parent)
         for name, key in names.items()
     ]
-    try:
+    with closing(trackers):
         yield trackers
-    except BaseException:
-        for tracker in trackers:
-            tracker.finish("FAILED")
-        raise
-    for tracker in trackers:
-        tracker.finish("FINISHED")
 
 
 def made_before(output: str, request: str) -> dict[str, Any] | None:

@@ -16,7 +16,13 @@ from cellray.train.search.fold_results import BEST_STEPS, FOLDS, METRICS, SPREAD
 from cellray.train.search.options import plain
 from cellray.train.search.space import Space
 from cellray.train.search.study import (
+    COMPLETE,
+    FAILED,
+    INTERRUPTED,
+    LAST,
     REASON,
+    RETRY_OF,
+    RUNNING,
     SECONDS,
     STEPS,
     STOPPED,
@@ -35,6 +41,8 @@ logger = logging.getLogger(__name__)
 
 StartRun = Callable[[str, str, Mapping[str, object]], Tracker]
 """Starts a trial's MLflow run, given its name, its folder and its options."""
+TRIAL_STATE, TRIAL_NUMBER, TRIAL_RETRY_OF = "cellray.trial_state", "cellray.trial_number", "cellray.trial_retry_of"
+"""Tags of a trial's run: how it ended, and its numbers, all as in the table of trials."""
 
 
 @dataclass
@@ -73,24 +81,34 @@ class Ledger:
     def started(self, key: str, trial: "Trial") -> tuple[dict[str, Any], str]:
         """Take a trial that begins, under a key of the caller's; returns its options and the name of its folder."""
         values, folder = self._space.decode(trial.params), folder_of(trial)
-        tracker = self._start_run(f"trial {trial.number}", folder, values)
+        retry_of = trial.user_attrs.get(RETRY_OF)
+        name = f"trial {trial.number}" + ("" if retry_of is None else f" (retry of {retry_of})")
+        tracker = self._start_run(name, folder, values)
+        tags = {TRIAL_NUMBER: str(trial.number), TRIAL_STATE: RUNNING}
+        tracker.set_tags(tags if retry_of is None else tags | {TRIAL_RETRY_OF: str(retry_of)})
         self._running[key] = _Running(trial, tracker, time.monotonic())
         logger.info("trial %s begins: %s", f"{trial.number:,}", plain(values))
         return values, folder
 
     def reported(self, key: str, report: Mapping[str, Any]) -> None:
-        """Take a trial's report."""
-        if (running := self._running.get(key)) is None or report.get(DONE):
+        """Take a validation that a trial reports; its end, and what was told already, are passed over."""
+        running = self._running.get(key)
+        if running is None or report.get(DONE) or report.get(VALIDATION) in {None, running.last.get(VALIDATION)}:
             return
         running.last = dict(report)
         running.tracker.log_metrics(dict(report[METRICS]), int(report[STEP]))
+        self._keep_last(running.trial, report)
         validation, value = int(report[VALIDATION]), float(report[VALUE.format(0)])
         if len(self._objectives) == 1 and validation not in running.told and math.isfinite(value):
             running.trial.report(value, validation)  # Optuna takes these for one objective only
             running.told.add(validation)
 
     def finished(self, key: str, report: Mapping[str, Any]) -> None:
-        """Take the last report of a trial that ended by itself or, if it does not say so, was stopped."""
+        """Take the last report of a trial that ended by itself or, if it does not say so, was stopped.
+
+        Whoever stops a trial at a report need not have told of that report before: Tune does not.
+        """
+        self.reported(key, report)
         if report.get(ERROR):
             self.failed(key, str(report[ERROR]), report)
             return
@@ -106,6 +124,7 @@ class Ledger:
             self._study.tell(running.trial, values)
         best = self._named(values) | dict(report[METRICS] if FOLDS in report else ())  # with the spread over folds
         running.tracker.log_metrics({f"best/{name}": v for name, v in best.items()}, int(report[STEP]))
+        running.tracker.set_tags({TRIAL_STATE: STOPPED if stopped else COMPLETE})
         running.tracker.finish("FINISHED")
         self._tell(running, plain(self._named(values)) + (f", {STOPPED}" if stopped else ""))
 
@@ -116,14 +135,15 @@ class Ledger:
         running = self._take(key, report or {})
         running.trial.set_user_attr(REASON, reason)
         self._study.tell(running.trial, state=_state("FAIL"))
-        running.tracker.set_tags({REASON: reason})
+        running.tracker.set_tags({REASON: reason, TRIAL_STATE: FAILED})
         running.tracker.finish("FAILED")
         self._tell(running, f"failed: {reason}")
 
     def close(self) -> None:
         """Close the runs of trials that are cut off; they stay unfinished in the study and are repeated."""
         for running in self._running.values():
-            running.tracker.finish("FAILED")
+            running.tracker.set_tags({TRIAL_STATE: INTERRUPTED})
+            running.tracker.finish("KILLED")
         self._running.clear()
 
     def _take(self, key: str, report: Mapping[str, Any]) -> _Running:
@@ -137,7 +157,15 @@ class Ledger:
         for name in (FOLDS, SPREAD, BEST_STEPS):  # of a trial over several inner folds
             if name in (told := running.last | dict(report)):
                 running.trial.set_user_attr(name, told[name])
+        if report.get(DONE):  # over inner folds; else the last validation told it
+            self._keep_last(running.trial, report)
         return running
+
+    def _keep_last(self, trial: "Trial", report: Mapping[str, Any]) -> None:
+        """Write the objectives of a validation into the study at once: the trial may never come to its end."""
+        if metrics := dict(report.get(METRICS, ())):
+            values = [float(metrics.get(name, math.nan)) for name in self._objectives]
+            trial.set_user_attr(LAST, [value if math.isfinite(value) else None for value in values])
 
     def _named(self, values: list[float]) -> dict[str, float]:
         return dict(zip(self._objectives, values, strict=True))

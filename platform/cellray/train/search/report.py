@@ -17,7 +17,15 @@ from cellray.train.evaluation import HeadResult, flat_metrics, write_report
 from cellray.train.finetune import METRICS, TEST_FIGURES, FinetuneConfig, title_of
 from cellray.train.search.options import SearchConfig, lower_is_better, plain
 from cellray.train.search.space import Space, with_values
-from cellray.train.search.study import COMPLETE, STOPPED, best_trials, importances, spread_of, trial_table
+from cellray.train.search.study import (
+    COMPLETE,
+    FEWEST,
+    STOPPED,
+    best_trials,
+    importances,
+    spread_of,
+    trial_table,
+)
 from cellray.train.search.task_fields import with_task_fields, without_task_fields
 from cellray.train.tasks.contract import Arrays, Task
 from cellray.train.tasks.table import read_task
@@ -178,18 +186,20 @@ def _draw(
 ) -> list[Path]:
     """Draw history and importances of each objective, and the Pareto front of every two."""
     made, names = [], config.objectives
+    complete = int((table["state"] == COMPLETE).sum())
     for i, name in enumerate(names):
         file_name = name.replace("/", "_")
         history = folder / f"history_{file_name}.png"
         plots.history_png(table, name, history, title, lower_is_better=lower_is_better(name))
         made.append(history)
         if shares := importances(study, i):
-            trials = int((table["state"] == COMPLETE).sum())
             path = folder / f"importance_{file_name}.png"
-            plots.importance_png(shares, path, title, name, trials=trials)
+            plots.importance_png(shares, path, title, name, trials=complete)
             made.append(path)
         else:
-            logger.info("no picture of importances for %s: too few trials came to their end, or they are alike", name)
+            why = f"{complete:,} trials came to their end, at least {FEWEST} are needed"
+            why = "the trials that came to their end are alike" if complete >= FEWEST else why
+            logger.info("no picture of how important options are for %s: %s", name, why)
     usable = table[table["state"].isin([COMPLETE, STOPPED])]
     for i, x in enumerate(names):
         for y in names[i + 1 :]:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-REQUEST, FOLDER, RETRY_OF, REASON, STEPS, VALIDATIONS, SECONDS = (
+REQUEST, FOLDER, RETRY_OF, REASON, STEPS, VALIDATIONS, SECONDS, LAST = (
     "request",
     "folder",
     "retry_of",
@@ -35,10 +35,13 @@ REQUEST, FOLDER, RETRY_OF, REASON, STEPS, VALIDATIONS, SECONDS = (
     "steps",
     "validations",
     "seconds",
+    "last_values",
 )
 COMPLETE, STOPPED, FAILED, INTERRUPTED, RUNNING = "complete", "stopped early", "failed", "interrupted", "running"
 _DATABASE = "study.db"
 _LOCK_S = 60
+FEWEST = 10
+"""Complete trials below which importances of options are chance: two trials make one option explain everything."""
 
 
 @dataclass(frozen=True)
@@ -180,6 +183,7 @@ def retry_interrupted(study: "Study") -> int:
         study.tell(trial.number, state=TrialState.FAIL)
         if REASON not in trial.user_attrs and trial.params:
             attributes = {FOLDER: folder_of(trial), RETRY_OF: trial.number}
+            attributes |= {LAST: trial.user_attrs[LAST]} if LAST in trial.user_attrs else {}
             study.enqueue_trial(trial.params, user_attrs=attributes)
             repeated += 1
     return repeated
@@ -213,6 +217,9 @@ def best_trials(study: "Study") -> "list[FrozenTrial]":
 def trial_table(study: "Study", objectives: Sequence[str], decode: Any) -> pd.DataFrame:  # noqa: ANN401
     """Return a row for each trial: its options, what it reached, how it ended, its steps and seconds.
 
+    Under an objective's name stands what counts, the value at the best step so far; under `NAME_last_value` the one of
+    the last validation, which trials that failed or were cut off may have, too.
+
     Parameters
     ----------
     study
@@ -226,7 +233,10 @@ def trial_table(study: "Study", objectives: Sequence[str], decode: Any) -> pd.Da
     for trial in study.get_trials(deepcopy=False):
         values = trial.values or [math.nan] * len(objectives)
         row: dict[str, Any] = {"trial": trial.number, "state": state_of(trial)}
-        row |= dict(zip(objectives, values, strict=True)) | decode(trial.params)
+        row |= dict(zip(objectives, values, strict=True))
+        last = trial.user_attrs.get(LAST, [None] * len(objectives))
+        row |= {f"{name}_last_value": math.nan if v is None else v for name, v in zip(objectives, last, strict=True)}
+        row |= decode(trial.params)
         row |= {key: trial.user_attrs.get(key) for key in (STEPS, VALIDATIONS, SECONDS, RETRY_OF, REASON)}
         row |= {f"{name}_std": std for name, std in spread_of(trial, objectives).items()}
         if FOLDS in trial.user_attrs:
@@ -261,12 +271,12 @@ def require_one_success(study: "Study") -> None:
 def importances(study: "Study", objective: int) -> Mapping[str, float]:
     """Return how much of the objective's variance each option explains (fANOVA, Hutter et al. 2014).
 
-    Empty where too few trials came to their end, or they do not differ.
+    Empty where fewer than `FEWEST` trials came to their end, or they do not differ.
     """
     from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
     finished = [t for t in study.get_trials(deepcopy=False) if state_of(t) == COMPLETE and t.values]
-    if len({trial.values[objective] for trial in finished}) < 2:
+    if len(finished) < FEWEST or len({trial.values[objective] for trial in finished}) < 2:
         return {}
     try:
         return get_param_importances(
