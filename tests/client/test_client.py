@@ -316,7 +316,7 @@ def test_a_job_is_waited_for_and_forgotten(server: Standin, cells: anndata.AnnDa
     server.job_steps = [step("queued"), step("running", 0.5), step("done", 1.0)]
     told: list[float] = []
     with Client(server.url) as client:
-        found = client.perturb(cells, perturb=["G1"], top=None, progress=lambda done, total: told.append(done))
+        found = client.perturb(cells, perturb=["G1"], progress=lambda done, total: told.append(done))
     assert found["cell_id"].tolist() == cells.obs_names.tolist()
     assert found.attrs["counts"] == {"perturbations": 150}
     assert found.attrs["model"]["digest"] == "d1"

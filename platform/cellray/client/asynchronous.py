@@ -172,7 +172,8 @@ class AsyncClient:
     async def perturb(self, adata: "AnnData", model: str = "default", **ask: Unpack[Perturbation]) -> "pd.DataFrame":
         """Return the effects of perturbing genes of cells in silico, the strongest of each cell first.
 
-        What takes long is a job of the server, which is waited for; giving up waiting cancels it.
+        All rows, unless `top` says how many of each cell; `.attrs["counts"]` then says how many were left out. What
+        takes long is a job of the server, which is waited for; giving up waiting cancels it.
 
         Parameters
         ----------
@@ -192,7 +193,7 @@ class AsyncClient:
         """
         given: dict[str, Any] = {name: value for name, value in ask.items() if name not in Reading.__annotations__}
         source = _source(adata, ask, Perturbation)
-        asked = _checked(PerturbationRequest, {"model": model, **given})
+        asked = _checked(PerturbationRequest, {"model": model, "top": None, **given})
         reply = self._tables("/v1/perturbations", asked, once=True)
         info = await self._info(model)
         most = _MOST_CELLS if info is None else info.limits.cells_per_request
