@@ -16,18 +16,16 @@ from cellray.api.schema import PerturbationRequest
 from cellray.data.collate import TokenRows
 from cellray.errors import InputError, listing
 from cellray.infer.design import ALL_GENES, Design, make_design
-from cellray.infer.partial import DOES_NOT_APPLY
 from cellray.infer.perturbed import Measures, Perturber
 from cellray.infer.shift_rows import PerturbedCell, perturbed_cell, shift_columns
 from cellray.perturbation import Edit, make_edit
-from cellray.shift_schema import shift_schema
+from cellray.shift_schema import DOES_NOT_APPLY, PERTURBED, shift_schema
 from serving.answers import ModelChangedError, Piece, ScreenPlan, Tabled, TooMuchError
 from serving.encoding import Encoded
 from serving.loaded import LoadedModel
 
 _BATCHES_A_PIECE = 4
 _SCREENS_KEPT = 4
-PERTURBED = "perturbations"
 
 
 def asked_of(request: PerturbationRequest) -> dict[str, Any]:

@@ -26,9 +26,11 @@ def joined(plan: ScreenPlan, parts: Sequence[Tabled]) -> Tabled:
 
 
 def ranked(found: Tabled, ask: dict[str, Any]) -> Tabled:
-    """Return a screen's answer with the strongest perturbations of each cell alone."""
+    """Return a screen's answer with the strongest perturbations of each cell alone, and count what `top` cut."""
     table = strongest(found.table, [note.id for note in found.notes], ask["goal"], ask["top"])
-    return Tabled(found.stamp, found.notes, table, found.counts, found.tokens)
+    cut = found.counts.get(shift_schema.PERTURBED, table.num_rows) - table.num_rows  # of jobs: in their parts, too
+    counts = {**found.counts, **({shift_schema.LEFT_OUT: cut} if cut else {})}
+    return Tabled(found.stamp, found.notes, table, counts, found.tokens)
 
 
 def embedding_body(found: Embedded, pooling: Pooling, layer: int, *, binary: bool) -> bytes:

@@ -1,13 +1,12 @@
 // Asks the server, as any client does; errors come out as `ApiError` with words for people. Knows nothing of the page.
 
 const PLAIN = {
-  401: "This server asks for an access key. Type it at the top right.",
-  403: "This key may not do that.",
   413: "That is more than the server takes at once.",
   429: "The server has too much to do. Try again in a moment.",
   503: "The model is not ready. Try again in a moment.",
   504: "The server took too long. Try fewer cells or fewer genes.",
 };
+const NO_KEY = "This server asks for an access key. Type it at the top right.";
 const LIMITS = {
   cells_per_request: "This server takes fewer cells at once",
   genes_per_cell: "This server takes fewer genes a cell",
@@ -40,7 +39,7 @@ export function sleep(seconds, signal) {
   });
 }
 
-async function problem(answer) {
+export async function problem(answer) {
   let told = null;
   try {
     told = (await answer.json()).error;
@@ -50,7 +49,7 @@ async function problem(answer) {
   const plain = PLAIN[answer.status] || (told ? "" : `The server answered ${answer.status}.`);
   const limit = told?.limit && LIMITS[told.limit.name] ? `${LIMITS[told.limit.name]} (${told.limit.name}: ${told.limit.value}).` : "";
   const message = told?.message ? told.message[0].toUpperCase() + told.message.slice(1) : "";
-  const text = limit || (answer.status === 401 ? plain : [plain, message].filter(Boolean).join(" "));
+  const text = limit || (told?.code === "no_key" ? NO_KEY : [plain, message].filter(Boolean).join(" "));
   return new ApiError(text, answer.status);
 }
 

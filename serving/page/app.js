@@ -1,7 +1,7 @@
 // The page: what its parts do when they are pressed. Its state is one object; what is on the screen follows it.
 import { ApiError, call, getKey, setKey } from "./api.js";
 import { Cells } from "./cells.js";
-import { colouring } from "./colours.js";
+import { colouring, firstColumn } from "./colours.js";
 import { CellMap } from "./map.js";
 import { embed, perturb } from "./questions.js";
 import { bars } from "./chart.js";
@@ -118,7 +118,7 @@ async function showCells(cells, signal, tell) {
   if (!rows.length) throw new ApiError("No cell has a gene that the model knows. Right species, right gene ids?");
   $("map-card").hidden = $("ask-card").hidden = false;
   const names = Object.keys(cells.obs);
-  fill($("colour"), [...names.map((each) => [each, each]), ["", "one colour"]], names[0] || "");
+  fill($("colour"), [...names.map((each) => [each, each]), ["", "one colour"]], firstColumn(cells.obs));
   pick([]);
   showColours();
   await layOut(cells, rows, signal, tell);

@@ -5,6 +5,19 @@ const NAMED = ["#1f77b4", "#e07b00", "#2ca05a", "#d2352f", "#8e63c7", "#8c5a45",
 const SCALE = [[108, 66, 168], [59, 100, 170], [33, 145, 140], [94, 201, 98], [240, 215, 37]]; // viridis, seen on dark too
 const MISSING = "#9aa5a3";
 const MOST_NAMED = 40;
+const MOST_GROUPS = 50;
+
+// The column to begin with: the first that groups the cells, else the first scale; "" if there is none but names of cells.
+export function firstColumn(obs) {
+  const found = Object.entries(obs).map(([name, values]) => {
+    const known = values.filter((value) => value !== null);
+    return { name, known, different: new Set(known).size };
+  });
+  const groups = found.find((c) => c.different >= 2 && c.different <= MOST_GROUPS && c.different < c.known.length);
+  const scale = found.find((c) => c.different >= 2 && c.known.every((value) => typeof value === "number"));
+  const many = found.find((c) => c.different >= 2 && c.different < c.known.length);
+  return (groups || scale || many)?.name || "";
+}
 
 export function colouring(values) {
   const known = values.filter((value) => value !== null);

@@ -47,6 +47,8 @@ class Standin:
         What GET /v1/models tells.
     refuses_above
         Cells a request may really hold; None: no limit.
+    counts
+        What answers about perturbations count besides the cells.
     digests
         Versions of the model, one for each request with a body; the last one stays.
     """
@@ -62,6 +64,7 @@ class Standin:
     requests: list[tuple[str, str]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     at: list[float] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
     busy: int = 0
     most_busy: int = 0
     delay_s: float = 0.0
@@ -129,7 +132,9 @@ def about(state: Standin, cells: wire.CellTable, embedding_nd: np.ndarray) -> di
 def effects(state: Standin) -> Response:
     cells = state.bodies[-1]
     table = pa.table({"cell_id": pa.array(cells.ids), "similarity": pa.array([0.5] * len(cells), pa.float32())})
-    body = wire.pack_table(table, {**about(state, cells, embedding_of(cells)), "counts": {"perturbations": len(cells)}})
+    body = wire.pack_table(
+        table, {**about(state, cells, embedding_of(cells)), "counts": {"perturbations": len(cells)} | state.counts}
+    )
     return Response(body, media_type=wire.ARROW_STREAM)
 
 

@@ -316,7 +316,7 @@ def test_a_job_is_waited_for_and_forgotten(server: Standin, cells: anndata.AnnDa
     server.job_steps = [step("queued"), step("running", 0.5), step("done", 1.0)]
     told: list[float] = []
     with Client(server.url) as client:
-        found = client.perturb(cells, perturb=["G1"], top=None, progress=lambda done, total: told.append(done))
+        found = client.perturb(cells, perturb=["G1"], progress=lambda done, total: told.append(done))
     assert found["cell_id"].tolist() == cells.obs_names.tolist()
     assert found.attrs["counts"] == {"perturbations": 150}
     assert found.attrs["model"]["digest"] == "d1"
@@ -324,6 +324,32 @@ def test_a_job_is_waited_for_and_forgotten(server: Standin, cells: anndata.AnnDa
     assert server.requests[-2:] == [("GET", "/v1/jobs/j1/result"), ("DELETE", "/v1/jobs/j1")]
     assert server.parameters[0]["perturb"] == ["G1"]
     assert server.parameters[0]["top"] is None
+
+
+def test_perturbations_that_do_not_apply_are_told(
+    server: Standin, cells: anndata.AnnData, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of all pieces together, in one line; and nothing is said where all of them apply."""
+    server.limits = {"cells_per_request": 2}
+    with caplog.at_level(logging.WARNING, "cellray.client"), Client(server.url) as client:
+        client.perturb(cells[:4])
+        assert not caplog.messages
+        server.counts = {"perturbations": 0, "perturbations that do not apply to a cell": 3}
+        found = client.perturb(cells[:4])
+    assert found.attrs["counts"] == {"perturbations": 0, "perturbations that do not apply to a cell": 6}
+    [told] = caplog.messages
+    assert told.startswith("6 of 6 (cell, perturbation) pairs do not apply and have no row")
+
+
+def test_cells_of_one_name_are_not_perturbed(server: Standin, cells: anndata.AnnData) -> None:
+    """Their rows could not be told apart; embeddings go by place."""
+    same = cells[:4].copy()
+    same.obs_names = ["a", "b", "a", "c"]
+    with Client(server.url) as client:
+        with pytest.raises(InputError, match=r"obs_names: cells differ by name.*more than once: 'a'"):
+            client.perturb(same)
+        assert posts(server) == 0
+        assert len(client.embed(same)) == 4
 
 
 def test_a_lost_answer_begins_no_second_job(server: Standin, cells: anndata.AnnData) -> None:

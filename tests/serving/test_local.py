@@ -11,9 +11,11 @@ import numpy as np
 from ray.exceptions import ActorDiedError
 
 from cellray.api import wire
+from serving.answers import Tabled
 from serving.key_gate import KeyFile, KeyGate
 from serving.keys import Key, append_key, digest_of, new_key
 from tests.serving.local import CELLS, Local
+from tests.serving.test_background import measured, plan_of
 
 
 def table(genes: int) -> wire.CellTable:
@@ -197,3 +199,27 @@ def test_a_lost_actor_of_jobs_is_no_error_of_the_server() -> None:
     for answer in asyncio.run(ask()):
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "replica_lost")
         assert int(answer.headers["retry-after"]) >= 1
+
+
+def test_rows_that_top_cuts_are_counted() -> None:
+    """Six perturbations of a cell, in an answer at once and in that of a job."""
+
+    async def at_once(*asked: object) -> Tabled:
+        plan = plan_of(1, 3)
+        found = await measured(plan)
+        return Tabled(found.stamp, plan.notes, found.table, found.counts, plan.tokens)
+
+    async def ask() -> None:
+        local = Local()
+        async with local as client:
+            local.model.perturb = at_once  # type: ignore[method-assign]
+            for top, more in ((4, {"rows left out": 2}), (6, {}), (None, {})):
+                asked = CELLS | {"top": top}
+                answer = (await client.post("/v1/perturbations", json=asked)).json()
+                assert answer["counts"] == {"perturbations": 6} | more
+                assert len(answer["table"]["cell_id"]) == 6 - sum(more.values())
+            accept = {"accept": wire.ARROW_STREAM}
+            binary = await client.post("/v1/perturbations", json=CELLS | {"top": 1}, headers=accept)
+            assert wire.unpack_table(binary.content)[1]["counts"] == {"perturbations": 6, "rows left out": 5}
+
+    asyncio.run(ask())

@@ -221,7 +221,9 @@ class PerturbationResponse(Message):
 
     model: ModelStamp
     notes: list[CellNote]
-    counts: dict[str, int] = Field(description="perturbations computed, and those that did not apply to a cell")
+    counts: dict[str, int] = Field(
+        description="perturbations computed, those that did not apply to a cell, and rows left out where `top` cut some"
+    )
     table: dict[str, Column] | None = Field(
         None, description="columns, in order: cell_id, perturbation, genes, rank, cell_genes, similarity, shift:STATE"
     )

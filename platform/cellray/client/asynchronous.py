@@ -25,7 +25,7 @@ from cellray.client.errors import RefusedError
 from cellray.client.jobs import job_result
 from cellray.client.options import ClientOptions, Perturbation, Reading, check_names
 from cellray.client.progress import Meter
-from cellray.client.results import Embedded, embedded, gene_frame, long_frame, prediction_frame
+from cellray.client.results import Embedded, effect_frame, embedded, gene_frame, prediction_frame
 from cellray.client.sending import Answered, ask_all
 from cellray.client.transport import Transport, binary_body, parsed
 from cellray.errors import InputError, said
@@ -172,7 +172,8 @@ class AsyncClient:
     async def perturb(self, adata: "AnnData", model: str = "default", **ask: Unpack[Perturbation]) -> "pd.DataFrame":
         """Return the effects of perturbing genes of cells in silico, the strongest of each cell first.
 
-        What takes long is a job of the server, which is waited for; giving up waiting cancels it.
+        All rows, unless `top` says how many of each cell; `.attrs["counts"]` then says how many were left out. What
+        takes long is a job of the server, which is waited for; giving up waiting cancels it.
 
         Parameters
         ----------
@@ -192,12 +193,13 @@ class AsyncClient:
         """
         given: dict[str, Any] = {name: value for name, value in ask.items() if name not in Reading.__annotations__}
         source = _source(adata, ask, Perturbation)
-        asked = _checked(PerturbationRequest, {"model": model, **given})
+        source.check_names()
+        asked = _checked(PerturbationRequest, {"model": model, "top": None, **given})
         reply = self._tables("/v1/perturbations", asked, once=True)
         info = await self._info(model)
         most = _MOST_CELLS if info is None else info.limits.cells_per_request
         answers = await self._ask(source, model, reply, ask, most, min(_JOBS_IN_FLIGHT, self._in_flight))
-        return long_frame(answers, source.cell_ids)
+        return effect_frame(answers, source.cell_ids)
 
     def _tables(
         self, path: str, asked: dict[str, Any], *, once: bool = False

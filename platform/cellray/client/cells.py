@@ -1,6 +1,7 @@
 """From an AnnData to pieces that a request may hold. Cells are sent as their row numbers; their names stay here."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -143,6 +144,21 @@ class CellSource:
     def __len__(self) -> int:
         """Return the number of cells."""
         return len(self.cell_ids)
+
+    def check_names(self) -> None:
+        """Refuse cells of one name, for tables whose rows are told apart by it.
+
+        Raises
+        ------
+        InputError
+            Some cells have the same name.
+        """
+        if twice := [name for name, times in Counter(self.cell_ids).items() if times > 1]:
+            rule, fix = (
+                "cells differ by name: rows of the table are told apart by it",
+                "Call adata.obs_names_make_unique().",
+            )
+            raise InputError("obs_names", rule, f"more than once: {listing(twice)}", fix)
 
     def rows(self, start: int, stop: int) -> Chunk:
         """Read some cells; only genes they have are named."""

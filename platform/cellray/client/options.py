@@ -54,7 +54,7 @@ class Reading(TypedDict, total=False):
 
 
 class Perturbation(Reading, total=False):
-    """What is done to cells; see `cellray.api.schema.PerturbationRequest`."""
+    """What is done to cells; see `cellray.api.schema.PerturbationRequest`, but `top` is None: all rows."""
 
     kind: Kind
     quartiles: int

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from cellray.api.schema import ModelStamp
 from cellray.api.wire import EMBEDDING, GENE, ID
 from cellray.client.sending import Answered
+from cellray.shift_schema import DOES_NOT_APPLY, PERTURBED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -83,8 +84,19 @@ def prediction_frame(answers: Sequence[Answered[pa.Table]], cell_ids: Sequence[s
     return _about(frame, answers, cell_ids)
 
 
+def effect_frame(answers: Sequence[Answered[pa.Table]], cell_ids: Sequence[str]) -> "pd.DataFrame":
+    """Return effects of perturbations, and say in the log how many of those asked for do not apply."""
+    frame = long_frame(answers, cell_ids)
+    counts = frame.attrs.get("counts", {})
+    if lost := counts.get(DOES_NOT_APPLY, 0):
+        told = "%d of %d (cell, perturbation) pairs do not apply and have no row: the cell does not have the gene "
+        told += "among those that the model sees, or nothing would change"
+        logger.warning(told, lost, lost + counts.get(PERTURBED, 0))
+    return frame
+
+
 def long_frame(answers: Sequence[Answered[pa.Table]], cell_ids: Sequence[str]) -> "pd.DataFrame":
-    """Return a table as the server tells it, such as effects of perturbations, with the cells' names."""
+    """Return a table as the server tells it, with the cells' names."""
     import pandas as pd
 
     table = _table(answers)

@@ -22,7 +22,6 @@ from cellray.data.memory_corpus import Reading
 from cellray.errors import InputError, listing
 from cellray.infer.embed import EmbedConfig, embed_cells
 from cellray.infer.notebook_cells import check_arguments, named, with_corpus
-from cellray.infer.partial import DOES_NOT_APPLY
 from cellray.infer.results import Embeddings
 from cellray.infer.screen import ScreenConfig, check_states, screen
 from cellray.infer.screen_plan import ScreenPlan
@@ -30,7 +29,7 @@ from cellray.infer.states import pooled_by_state, write_states
 from cellray.models import open_model
 from cellray.prefilter_schema import GENE_TABLE, PrefilterManifest
 from cellray.schema import PartRecord
-from cellray.shift_schema import ShiftManifest
+from cellray.shift_schema import DOES_NOT_APPLY, ShiftManifest
 from cellray.vocabulary import GeneVocabulary
 
 if TYPE_CHECKING:

@@ -15,12 +15,20 @@ from cellray.errors import InputError, listing
 from cellray.infer.prefilter.report import summary
 from cellray.prefilter_schema import PrefilterManifest
 from cellray.schema import MANIFEST, RECORDS, PartRecord
-from cellray.shift_schema import COMPUTED_AGAIN, LARGEST_NOISE, NOTE, UNPERTURBED, Lacking, ScreenNote, ShiftManifest
+from cellray.shift_schema import (
+    COMPUTED_AGAIN,
+    DOES_NOT_APPLY,
+    LARGEST_NOISE,
+    NOTE,
+    UNPERTURBED,
+    Lacking,
+    ScreenNote,
+    ShiftManifest,
+)
 
 _SCREENS: dict[str, type[ShiftManifest | PrefilterManifest]] = {
     made.model_fields["artefact"].default: made for made in (ShiftManifest, PrefilterManifest)
 }
-DOES_NOT_APPLY = "perturbations that do not apply to a cell"
 
 
 @dataclass(frozen=True)
