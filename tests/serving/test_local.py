@@ -11,6 +11,7 @@ import numpy as np
 from ray.exceptions import ActorDiedError
 
 from cellray.api import wire
+from serving.access import Asked, Caller, OpenGate
 from serving.key_gate import KeyFile, KeyGate
 from serving.keys import Key, append_key, digest_of, new_key
 from tests.serving.local import CELLS, Local
@@ -197,3 +198,22 @@ def test_a_lost_actor_of_jobs_is_no_error_of_the_server() -> None:
     for answer in asyncio.run(ask()):
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "replica_lost")
         assert int(answer.headers["retry-after"]) >= 1
+
+
+def test_the_audit_names_the_path_that_was_refused() -> None:
+    told: list[tuple[str, int]] = []
+
+    class Ear(OpenGate):
+        def record(self, caller: Caller | None, asked: Asked) -> None:
+            told.append((asked.path, asked.status))
+
+    async def run() -> None:
+        server = Local(gate=Ear())
+        async with server as client:
+            await client.get("/v1/nowhere")
+            server.service.flight.draining = True
+            await client.post("/v1/embeddings", json=CELLS)
+            await client.get("/v1/jobs/abc")
+
+    asyncio.run(run())
+    assert told == [("other", 404), ("/v1/embeddings", 503), ("/v1/jobs/{job_id}", 503)]
