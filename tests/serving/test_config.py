@@ -60,7 +60,7 @@ def test_the_example_is_for_serve_deploy_too() -> None:
 
 def test_a_file_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("models: {default: {url: x}}")
-    with pytest.raises(InputError, match=r"models\.default\.uri: Field required.*models\.default\.url: .*mean uri\?"):
+    with pytest.raises(InputError, match=r"models\.default\.uri: Field required.*models\.default\.url: .*known: uri, "):
         read_config(tmp_path / "bad.yaml")
     with pytest.raises(InputError, match="names a YAML file"):
         read_config(tmp_path / "none.yaml")
