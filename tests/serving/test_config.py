@@ -122,7 +122,9 @@ def test_the_command_line_serves_until_it_is_stopped(tmp_path: Path) -> None:
         assert late.json()["embeddings"] == answer.json()["embeddings"]
         assert server.wait(timeout=90) == 0
         told = (tmp_path / "err").read_text()
-        assert "1 requests under way may end" in told
+        assert "1 request under way may end" in told
+        assert told.startswith("stopping: ")
+        assert told.endswith("stopped\n")
         assert "cut off" not in told
     finally:
         if server.poll() is None:
@@ -165,3 +167,15 @@ def test_a_missing_model_is_one_line(tmp_path: Path) -> None:
     assert ended.returncode == 2
     assert len(ended.stderr.strip().splitlines()) == 1
     assert "somewhere" in ended.stderr
+
+
+def test_ctrl_c_while_models_are_looked_at_is_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "serve.yaml").write_text(yaml.safe_dump({"models": MODELS, "access": {"auth": "none"}}))
+    command = [sys.executable, "-u", "-m", "serving.run", "--config", str(tmp_path / "serve.yaml")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=REPOSITORY, text=True) as server:
+        assert server.stdout is not None
+        assert server.stderr is not None
+        assert server.stdout.readline() == "looking at the models ...\n"
+        server.send_signal(signal.SIGINT)
+        assert server.stderr.read() == "stopped\n"
+        assert server.wait(timeout=30) == 0

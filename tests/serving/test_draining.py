@@ -13,7 +13,7 @@ from cellray.infer.states import write_states
 from serving.config import ServingConfig
 from serving.draining import Draining, Guard, InFlight
 from serving.faults import HttpError
-from serving.starting import address, check_models, check_resources, check_running, reason
+from serving.starting import address, check_cpus, check_models, check_resources, check_running, reason
 from serving.stopping import Started
 from tests.infer.tiny import model_in
 from tests.serving.conftest import small_vocabulary
@@ -97,6 +97,13 @@ def test_what_a_machine_lacks_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         check_resources(config_of(models={"m": two}), Started(ray=True))
     with pytest.raises(InputError, match=r"GPUs.*0\.5 in all; found 0"):
         check_resources(config_of(models={"m": {"uri": "x", "num_gpus": 0.5}}), Started(ray=True))
+    monkeypatch.setattr("ray._private.utils.get_num_cpus", lambda: 2)
+    monkeypatch.setenv("RAY_ADDRESS", "")
+    with pytest.raises(InputError, match=r"CPUs.*2\.5 in all; found 2"):  # before Ray starts
+        check_cpus(config_of(models={"m": two}))
+    check_cpus(config_of())
+    monkeypatch.setenv("RAY_ADDRESS", "somewhere:1")
+    check_cpus(config_of(models={"m": two}))
     check_resources(config_of(models={"m": two}), Started(ray=False))  # nodes may join a cluster
     check_resources(config_of(), Started(ray=True))
 
