@@ -4,16 +4,20 @@ Serve's own shutdown ends its proxies at once, and with them every request. So t
 refuse first, through the actor of jobs, and are waited for.
 """
 
+import io
 import sys
 import threading
 import time
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from typing import TextIO
 
 NAME = "cellray"
 """Of the application."""
 _PAUSE_S = 0.2
 _ANSWER_S = 5.0
 _HURRIED_S = 1.0
+_RETRIED = "Task ServeController."
 
 
 @dataclass
@@ -84,13 +88,33 @@ def end(started: Started, seconds: float) -> None:
 
     if not ray.is_initialized():
         return
-    try:
-        if started.application and not started.ray:
-            _delete(seconds or _ANSWER_S)
-        if started.serve and (seconds or not started.ray):
-            _end_serve(started)
-    finally:
-        ray.shutdown()
+    with redirect_stdout(WithoutRetries(sys.stdout)):
+        try:
+            if started.application and not started.ray:
+                _delete(seconds or _ANSWER_S)
+            if started.serve and (seconds or not started.ray):
+                _end_serve(started)
+        finally:
+            ray.shutdown()
+
+
+class WithoutRetries(io.TextIOBase):
+    """Leaves out what Ray says of calls to Serve's controller, which is ended on purpose; all else goes through."""
+
+    def __init__(self, target: TextIO) -> None:
+        self._target, self._left_out = target, False
+
+    def write(self, text: str) -> int:
+        """Write a piece of a line, or a line."""
+        own = _RETRIED in text or (self._left_out and text == "\n")  # `print` writes the end of a line by itself
+        self._left_out = own and not text.endswith("\n")
+        if not own:
+            self._target.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Let the lines out."""
+        self._target.flush()
 
 
 def _delete(seconds: float) -> None:

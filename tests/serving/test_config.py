@@ -125,6 +125,8 @@ def test_the_command_line_serves_until_it_is_stopped(tmp_path: Path) -> None:
         assert "1 request under way may end" in told
         assert told.startswith("stopping: ")
         assert told.endswith("stopped\n")
+        for alarming in ("ServeController", "will not be applied", "LongPollClient"):
+            assert alarming not in told + (tmp_path / "out").read_text()
         assert "cut off" not in told
     finally:
         if server.poll() is None:

@@ -1,6 +1,7 @@
 """How a server stops and starts, piece by piece: what is refused, what is waited for, what is told before anything."""
 
 import asyncio
+import io
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from serving.config import ServingConfig
 from serving.draining import Draining, Guard, InFlight
 from serving.faults import HttpError
 from serving.starting import address, check_cpus, check_models, check_resources, check_running, reason
-from serving.stopping import Started
+from serving.stopping import Started, WithoutRetries
 from tests.infer.tiny import model_in
 from tests.serving.conftest import small_vocabulary
 
@@ -141,3 +142,11 @@ def test_where_a_server_is_reached_from_its_machine() -> None:
         "https://[::1]:8000",
         "https://example.org:8000",
     ]
+
+
+def test_calls_to_a_controller_that_is_ended_on_purpose_are_not_told() -> None:
+    seen = io.StringIO()
+    with WithoutRetries(seen) as quiet:
+        print("(raylet) Task ServeController.graceful_shutdown failed. There are infinite retries", file=quiet)
+        print("(raylet) A worker died", file=quiet)
+    assert seen.getvalue() == "(raylet) A worker died\n"
