@@ -7,7 +7,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from cellray.errors import InputError, said
+from cellray.errors import InputError
+from serving.fields import problem_of
 
 _DRAIN_MORE_S = 10.0
 
@@ -161,7 +162,10 @@ def read_config(path: Path) -> ServingConfig:
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(str(path), "--config names a YAML file", str(error), fix) from None
     except ValidationError as error:
-        found = "; ".join(f"{'.'.join(map(str, each['loc'])) or 'options'}: {said(each)}" for each in error.errors())
+        found = "; ".join(
+            f"{'.'.join(map(str, each['loc'])) or 'options'}: {problem_of(ServingConfig, each)}"
+            for each in error.errors()
+        )
         raise InputError(str(path), "every option must be known and valid", found, fix) from None
 
 

@@ -9,21 +9,23 @@ from typing import Any
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 
-from cellray.api.schema import ErrorBody, ErrorDetail, Limit
+from cellray.api.schema import EmbeddingRequest, ErrorBody, ErrorDetail, Limit, PerturbationRequest, PredictionRequest
 from cellray.api.wire import JSON
 from cellray.data.session import own_error_within, root_cause
-from cellray.errors import InputError, StorageError, said
+from cellray.errors import InputError, StorageError
 from serving.access import AccessError
 from serving.answers import ModelChangedError, TooMuchError
 from serving.batcher import ComputeError
+from serving.fields import problem_of
 
 logger = logging.getLogger("ray.serve")
 
 REQUEST_ID = "x-request-id"
 _SHOWN = 5
+_REQUESTS: tuple[type[BaseModel], ...] = (EmbeddingRequest, PredictionRequest, PerturbationRequest)
 _CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 406: "not_acceptable"}
 
 
@@ -113,7 +115,8 @@ def is_lost(error: BaseException) -> bool:
 
 def _invalid(error: BaseException) -> HttpError:
     assert isinstance(error, ValidationError)
-    return _problems(error.errors(include_url=False, include_input=False, include_context=False))
+    asked = next((each for each in _REQUESTS if each.__name__ == error.title), None)
+    return _problems(error.errors(include_url=False, include_input=False, include_context=False), asked)
 
 
 def _parameter(error: BaseException) -> HttpError:
@@ -121,8 +124,10 @@ def _parameter(error: BaseException) -> HttpError:
     return _problems([{**each, "loc": each["loc"][1:]} for each in error.errors()])  # without `query` or `header`
 
 
-def _problems(problems: Sequence[Any]) -> HttpError:
-    told = [f"{'.'.join(map(str, each['loc'])) or 'body'}: {said(each)}"[:300] for each in problems[:_SHOWN]]
+def _problems(problems: Sequence[Any], asked: type[BaseModel] | None = None) -> HttpError:
+    told = [
+        f"{'.'.join(map(str, each['loc'])) or 'body'}: {problem_of(asked, each)}"[:300] for each in problems[:_SHOWN]
+    ]
     more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
     return HttpError(422, "invalid_request", "; ".join([*told, *more]))
 

@@ -14,11 +14,11 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from cellray.errors import InputError, listing
+from cellray.errors import InputError, listing, nearest, said
 from serving.access import Scope
 
 PREFIX = "cellray_"
@@ -135,11 +135,26 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def _check_scopes(scopes: Sequence[str]) -> None:
+    """Check what a key may do, as it is typed.
+
+    Raises
+    ------
+    InputError
+        There is no scope, or one of them is unknown.
+    """
+    wrong = [scope for scope in scopes if scope not in SCOPES]
+    if wrong or not scopes:
+        meant = nearest(wrong[0], SCOPES) if wrong else None
+        fix = f"Did you mean {meant}?" if meant else "Name those that the key shall have."
+        raise InputError("--scopes", f"lists some of {', '.join(SCOPES)}", listing(wrong), fix)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Make a key: print it, and its line for the file."""
+    """Make a key: print it, and its line for the file. Ends with 2 if what it was told makes no sense."""
     options = _options(arguments)
     secret = new_key()
-    values = {
+    values: dict[str, Any] = {
         "sha256": digest_of(secret),
         "scopes": [scope.strip() for scope in options.scopes.split(",") if scope.strip()],
         "created": datetime.now(UTC).date(),
@@ -150,16 +165,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not _NAME.fullmatch(options.name):
             fix = "Choose another name."
             raise InputError("--name", "a name has up to 64 letters, digits, - and _", repr(options.name), fix)
+        _check_scopes(values["scopes"])
         key = Key.model_validate(values)
         if options.file is not None:
             append_key(options.file, options.name, key)
     except ValidationError as error:
-        told = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
-        print(f"error: --name {options.name}: {told}", file=sys.stderr)
-        return 1
+        told = "; ".join(f"--{str(each['loc'][0]).replace('_', '-')}: {said(each)}" for each in error.errors())
+        print(f"error: {told}", file=sys.stderr)
+        return 2
     except (InputError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+        return 2
     print(f"key, shown this once: {secret}")
     print(f"added to {options.file}" if options.file else f"line for the file of keys: {line_of(options.name, key)}")
     return 0

@@ -66,9 +66,8 @@ def open_files(name: str, options: ModelOptions) -> Files:
     vocabulary = _vocabulary(options, directory.vocabulary, reference.uri)
     input_size = min(vocabulary.input_size, int(directory.config.max_position_embeddings))
     directory.require_vocabulary(vocabulary, f"the vocabulary of {name!r}", input_size)
-    return Files(
-        directory, reference, vocabulary, input_size, _states(options.states, int(directory.config.hidden_size))
-    )
+    states = _states(options.states, int(directory.config.hidden_size), f"models.{name}.states")
+    return Files(directory, reference, vocabulary, input_size, states)
 
 
 class LoadedModel:
@@ -207,6 +206,6 @@ def _vocabulary(options: ModelOptions, own: GeneVocabulary | None, uri: str) -> 
     return own if own is not None else GeneVocabulary.load(str(options.vocabulary))
 
 
-def _states(uri: str | None, width: int) -> dict[str, NDArray[np.float32]]:
+def _states(uri: str | None, width: int, option: str) -> dict[str, NDArray[np.float32]]:
     """Read the embeddings of all states of a file."""
-    return {} if uri is None else read_states(uri, None, width)
+    return {} if uri is None else read_states(uri, None, width, option)

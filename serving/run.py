@@ -12,25 +12,41 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cellray.errors import InputError, StorageError
-from serving.access import check_access
-from serving.config import ServingConfig, read_config
-from serving.starting import NotReadyError, address, await_ready, check_models, check_resources, start, start_ray
-from serving.stopping import drain, end
+if TYPE_CHECKING:
+    from serving.config import ServingConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Start a server, say so when it is ready, and stop it when told to."""
+    signals = Signals()  # before anything that takes time, imports included
     parser = argparse.ArgumentParser(prog="python -m serving.run", description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="YAML file: serving/serve.yaml is an example")
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    print("looking at the models ...", flush=True)
     try:
-        config = read_config(options.config)
+        status = _run(options.config, signals)
+    except StoppedError:
+        status = 0
+    if status == 0:
+        print("stopped", file=sys.stderr, flush=True)
+    return status
+
+
+def _run(path: Path, signals: "Signals") -> int:
+    from cellray.errors import InputError, StorageError
+    from serving.access import check_access
+    from serving.config import read_config
+    from serving.starting import NotReadyError, check_cpus, check_models
+
+    try:
+        config = read_config(path)
         check_access(config)
+        check_cpus(config)
         check_models(config)
-        serve_until_stopped(config)
+        serve_until_stopped(config, signals)
     except (InputError, StorageError) as error:
         print(error, file=sys.stderr)
         return 2
@@ -40,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def serve_until_stopped(config: ServingConfig) -> None:
+def serve_until_stopped(config: "ServingConfig", signals: "Signals") -> None:
     """Serve until SIGINT or SIGTERM; the second of them ends it at once.
 
     Raises
@@ -48,7 +64,10 @@ def serve_until_stopped(config: ServingConfig) -> None:
     NotReadyError
         It cannot start.
     """
-    stop, hurry = _listen()
+    from serving.starting import address, await_ready, check_resources, start, start_ray
+    from serving.stopping import drain, end
+
+    stop, hurry = signals.wait_for_us()
     started, gently = start_ray(), False
     try:
         check_resources(config, started)
@@ -63,19 +82,31 @@ def serve_until_stopped(config: ServingConfig) -> None:
         end(started, config.drain if gently else 0)
 
 
-def _listen() -> tuple[threading.Event, threading.Event]:
-    """Return an event that the first signal to stop sets, and one that the second sets."""
-    stop, hurry = threading.Event(), threading.Event()
-
-    def told(*_: object) -> None:
-        (hurry if stop.is_set() else stop).set()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, told)
-    return stop, hurry
+class StoppedError(BaseException):
+    """Told to stop while nothing was started yet; no `Exception`, which an import or a reader would make its own of."""
 
 
-def _greeting(config: ServingConfig, url: str) -> str:
+class Signals:
+    """SIGINT and SIGTERM: before anything is started they end the process as it is, later they are waited for."""
+
+    def __init__(self) -> None:
+        self._stop, self._hurry, self._started = threading.Event(), threading.Event(), False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._told)
+
+    def wait_for_us(self) -> tuple[threading.Event, threading.Event]:
+        """Return an event that the first signal to stop sets, and one that the second sets."""
+        self._started = True
+        return self._stop, self._hurry
+
+    def _told(self, *_: object) -> None:
+        if not self._started:
+            self._started = True  # a second one does not disturb the end
+            raise StoppedError
+        (self._hurry if self._stop.is_set() else self._stop).set()
+
+
+def _greeting(config: "ServingConfig", url: str) -> str:
     """Return what is printed when the server is ready: where it is, and a request to try."""
     name = next(iter(config.models))
     body = json.dumps({"model": name, "cells": [{"id": "c1", "genes": ["ENSG00000136574"], "counts": [3]}]})

@@ -3,10 +3,12 @@
 Starts Ray and Serve where they do not run yet; what runs already is used as it is, or refused.
 """
 
+import logging
 import os
 import ssl
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -49,7 +51,7 @@ def start_ray() -> Started:
     would push it aside. So here they do not; the thread that computes gives way to those that speak HTTP.
     """
     os.environ.setdefault("RAY_worker_niceness", "0")
-    own = os.environ.get("RAY_ADDRESS", "") in ("", "local")
+    own = _starts_ray()
     try:
         ensure_ray()
     except ConnectionError as error:
@@ -70,14 +72,36 @@ def check_resources(config: ServingConfig, started: Started) -> None:
 
     if not started.ray:
         return
-    there = ray.cluster_resources()
+    _compare(config, ray.cluster_resources(), ("CPU", "GPU"))
+
+
+def check_cpus(config: ServingConfig) -> None:
+    """Compare, before Ray starts here, the CPUs that the replicas reserve with those that Ray will find.
+
+    Raises
+    ------
+    InputError
+        They would wait for ever.
+    """
+    if _starts_ray() and not os.environ.get("RAY_OVERRIDE_RESOURCES"):
+        from ray._private.utils import get_num_cpus  # what Ray itself asks, containers' limits included
+
+        _compare(config, {"CPU": get_num_cpus()}, ("CPU",))
+
+
+def _starts_ray() -> bool:
+    return os.environ.get("RAY_ADDRESS", "") in ("", "local")
+
+
+def _compare(config: ServingConfig, there: Mapping[str, float], kinds: Sequence[str]) -> None:
     models = config.models.values()
     wanted = {
         "CPU": sum(each.num_cpus * each.min_replicas for each in models)
         + config.ingress_cpus * config.ingress_replicas,
         "GPU": sum(each.num_gpus * each.min_replicas for each in models),
     }
-    for kind, number in wanted.items():
+    for kind in kinds:
+        number = wanted[kind]
         if number > there.get(kind, 0) + 1e-6:
             rule = f"this machine must have the {kind}s that the replicas reserve, {number:g} in all"
             fix = "Reserve less (num_cpus, num_gpus, min_replicas, ingress_cpus), or use a cluster by RAY_ADDRESS."
@@ -97,6 +121,7 @@ def start(config: ServingConfig, started: Started) -> None:
     from ray.serve.context import _get_global_client  # there is no public way to Serve's options
     from ray.serve.exceptions import RayServeException
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # in this process: how it starts is ours to tell
     options = {"host": config.host, "port": config.port, **tls_options(config.tls_certificate, config.tls_key)}
     running = _get_global_client(raise_if_no_controller_running=False)
     if running is not None:

@@ -4,15 +4,20 @@ Serve's own shutdown ends its proxies at once, and with them every request. So t
 refuse first, through the actor of jobs, and are waited for.
 """
 
+import io
 import sys
 import threading
 import time
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from typing import TextIO
 
 NAME = "cellray"
 """Of the application."""
 _PAUSE_S = 0.2
 _ANSWER_S = 5.0
+_HURRIED_S = 1.0
+_RETRIED = "Task ServeController."
 
 
 @dataclass
@@ -47,22 +52,27 @@ def drain(seconds: float, hurry: threading.Event) -> int:
     """
     from ray import serve
 
-    until, told, left = time.monotonic() + seconds, False, 0
+    say("stopping: no more requests are let in")
+    until, asked, told, left = time.monotonic() + seconds, False, False, 0
     jobs = serve.get_deployment_handle("jobs", NAME)
-    while not hurry.is_set():
+    while True:  # once also in a hurry: what is lost is told
         try:
-            left, heard, running = jobs.drain.remote().result(timeout_s=_ANSWER_S)
+            wait_s = _HURRIED_S if hurry.is_set() else _ANSWER_S
+            left, heard, running = jobs.drain.remote().result(timeout_s=wait_s)
         except Exception as error:  # whatever happened to the actor, the server stops
-            _say(f"it is not known what is in flight ({type(error).__name__})")
+            say(f"it is not known what is in flight ({type(error).__name__})")
             break
+        if running and not asked:
+            say("1 job is lost" if running == 1 else f"{running} jobs are lost")
+        asked = True
         if heard and not told:
             told = True
-            _say(f"stopping: {left} requests under way may end" + (f"; {running} jobs are lost" if running else ""))
-        if (heard and not left) or time.monotonic() > until:
+            say(f"{_requests(left)} under way may end")
+        if hurry.is_set() or (heard and not left) or time.monotonic() > until:
             break
         hurry.wait(_PAUSE_S)
     if left:
-        _say(f"{left} requests are cut off")
+        say(f"{_requests(left)} cut off")
     return left
 
 
@@ -78,13 +88,33 @@ def end(started: Started, seconds: float) -> None:
 
     if not ray.is_initialized():
         return
-    try:
-        if started.application and not started.ray:
-            _delete(seconds or _ANSWER_S)
-        if started.serve and (seconds or not started.ray):
-            _end_serve(started)
-    finally:
-        ray.shutdown()
+    with redirect_stdout(WithoutRetries(sys.stdout)):
+        try:
+            if started.application and not started.ray:
+                _delete(seconds or _ANSWER_S)
+            if started.serve and (seconds or not started.ray):
+                _end_serve(started)
+        finally:
+            ray.shutdown()
+
+
+class WithoutRetries(io.TextIOBase):
+    """Leaves out what Ray says of calls to Serve's controller, which is ended on purpose; all else goes through."""
+
+    def __init__(self, target: TextIO) -> None:
+        self._target, self._left_out = target, False
+
+    def write(self, text: str) -> int:
+        """Write a piece of a line, or a line."""
+        own = _RETRIED in text or (self._left_out and text == "\n")  # `print` writes the end of a line by itself
+        self._left_out = own and not text.endswith("\n")
+        if not own:
+            self._target.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Let the lines out."""
+        self._target.flush()
 
 
 def _delete(seconds: float) -> None:
@@ -95,7 +125,7 @@ def _delete(seconds: float) -> None:
     until = time.monotonic() + seconds
     while NAME in serve.status().applications:
         if time.monotonic() > until:
-            _say(f"the application {NAME!r} is not gone yet; Serve goes on ending it")
+            say(f"the application {NAME!r} is not gone yet; Serve goes on ending it")
             return
         time.sleep(_PAUSE_S)
 
@@ -108,5 +138,10 @@ def _end_serve(started: Started) -> None:
         serve.shutdown()
 
 
-def _say(text: str) -> None:
+def _requests(number: int) -> str:
+    return f"{number} request{'' if number == 1 else 's'}"
+
+
+def say(text: str) -> None:
+    """Tell whoever sits in front of the server how it stops."""
     print(text, file=sys.stderr, flush=True)

@@ -7,6 +7,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.access import Asked
@@ -16,6 +17,7 @@ from serving.service import Service
 NOTES = "cellray.notes"
 """Key of the ASGI scope under which endpoints note what the audit log is told."""
 _OTHER = "other"
+"""Stands for all paths that do not exist: there would be endlessly many."""
 
 
 def watch(app: FastAPI, service: Service) -> None:
@@ -59,7 +61,7 @@ class _Watch:
 
     def _told(self, scope: Scope, status: int, seconds: float) -> None:
         notes: dict[str, Any] = scope[NOTES]
-        route = getattr(scope.get("route"), "path", _OTHER)  # never the raw path: there would be endlessly many
+        route = _known_path(scope)
         self._service.metrics.answered(route, status, seconds)
         headers = dict(scope["headers"])
         asked = Asked(
@@ -73,3 +75,12 @@ class _Watch:
             client=scope["client"][0] if scope.get("client") else None,
         )
         self._service.gate.record(notes.get("caller"), asked)
+
+
+def _known_path(scope: Scope) -> str:
+    """Return the path of the endpoint that was asked, also where the request was refused before it got there."""
+    if "route" in scope:
+        return getattr(scope["route"], "path", _OTHER)
+    routes = scope["app"].routes if "app" in scope else ()
+    asked = (route for route in routes if route.matches(scope)[0] is not Match.NONE)
+    return getattr(next(asked, None), "path", _OTHER)

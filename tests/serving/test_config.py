@@ -60,7 +60,7 @@ def test_the_example_is_for_serve_deploy_too() -> None:
 
 def test_a_file_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("models: {default: {url: x}}")
-    with pytest.raises(InputError, match=r"models\.default\.uri: Field required.*models\.default\.url: Extra"):
+    with pytest.raises(InputError, match=r"models\.default\.uri: Field required.*models\.default\.url: .*known: uri, "):
         read_config(tmp_path / "bad.yaml")
     with pytest.raises(InputError, match="names a YAML file"):
         read_config(tmp_path / "none.yaml")
@@ -122,7 +122,11 @@ def test_the_command_line_serves_until_it_is_stopped(tmp_path: Path) -> None:
         assert late.json()["embeddings"] == answer.json()["embeddings"]
         assert server.wait(timeout=90) == 0
         told = (tmp_path / "err").read_text()
-        assert "1 requests under way may end" in told
+        assert "1 request under way may end" in told
+        assert told.startswith("stopping: ")
+        assert told.endswith("stopped\n")
+        for alarming in ("ServeController", "will not be applied", "LongPollClient"):
+            assert alarming not in told + (tmp_path / "out").read_text()
         assert "cut off" not in told
     finally:
         if server.poll() is None:
@@ -165,3 +169,15 @@ def test_a_missing_model_is_one_line(tmp_path: Path) -> None:
     assert ended.returncode == 2
     assert len(ended.stderr.strip().splitlines()) == 1
     assert "somewhere" in ended.stderr
+
+
+def test_ctrl_c_while_models_are_looked_at_is_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "serve.yaml").write_text(yaml.safe_dump({"models": MODELS, "access": {"auth": "none"}}))
+    command = [sys.executable, "-u", "-m", "serving.run", "--config", str(tmp_path / "serve.yaml")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=REPOSITORY, text=True) as server:
+        assert server.stdout is not None
+        assert server.stderr is not None
+        assert server.stdout.readline() == "looking at the models ...\n"
+        server.send_signal(signal.SIGINT)
+        assert server.stderr.read() == "stopped\n"
+        assert server.wait(timeout=30) == 0

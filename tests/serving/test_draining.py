@@ -1,6 +1,7 @@
 """How a server stops and starts, piece by piece: what is refused, what is waited for, what is told before anything."""
 
 import asyncio
+import io
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from cellray.infer.states import write_states
 from serving.config import ServingConfig
 from serving.draining import Draining, Guard, InFlight
 from serving.faults import HttpError
-from serving.starting import address, check_models, check_resources, check_running, reason
-from serving.stopping import Started
+from serving.starting import address, check_cpus, check_models, check_resources, check_running, reason
+from serving.stopping import Started, WithoutRetries
 from tests.infer.tiny import model_in
 from tests.serving.conftest import small_vocabulary
 
@@ -97,6 +98,13 @@ def test_what_a_machine_lacks_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         check_resources(config_of(models={"m": two}), Started(ray=True))
     with pytest.raises(InputError, match=r"GPUs.*0\.5 in all; found 0"):
         check_resources(config_of(models={"m": {"uri": "x", "num_gpus": 0.5}}), Started(ray=True))
+    monkeypatch.setattr("ray._private.utils.get_num_cpus", lambda: 2)
+    monkeypatch.setenv("RAY_ADDRESS", "")
+    with pytest.raises(InputError, match=r"CPUs.*2\.5 in all; found 2"):  # before Ray starts
+        check_cpus(config_of(models={"m": two}))
+    check_cpus(config_of())
+    monkeypatch.setenv("RAY_ADDRESS", "somewhere:1")
+    check_cpus(config_of(models={"m": two}))
     check_resources(config_of(models={"m": two}), Started(ray=False))  # nodes may join a cluster
     check_resources(config_of(), Started(ray=True))
 
@@ -106,7 +114,11 @@ def test_files_are_looked_at_before_anything_starts(tmp_path: Path) -> None:
     (tmp_path / "none.parquet").write_text("no table")
     write_states(str(tmp_path / "narrow.parquet"), {"sick": np.zeros(3, np.float32)})
     write_states(str(tmp_path / "right.parquet"), {"sick": np.zeros(128, np.float32)})
-    for states, said in (("missing", "no such file"), ("none", "parquet"), ("narrow", "must have 128 finite numbers")):
+    for states, said in (
+        ("missing", r"models\.m\.states names a parquet.*no such file"),
+        ("none", "parquet"),
+        ("narrow", "must have 128 finite numbers"),
+    ):
         with pytest.raises(InputError, match=said):
             check_models(config_of(models={"m": {"uri": uri, "states": str(tmp_path / f"{states}.parquet")}}))
     check_models(config_of(models={"m": {"uri": uri, "states": str(tmp_path / "right.parquet")}}))
@@ -130,3 +142,11 @@ def test_where_a_server_is_reached_from_its_machine() -> None:
         "https://[::1]:8000",
         "https://example.org:8000",
     ]
+
+
+def test_calls_to_a_controller_that_is_ended_on_purpose_are_not_told() -> None:
+    seen = io.StringIO()
+    with WithoutRetries(seen) as quiet:
+        print("(raylet) Task ServeController.graceful_shutdown failed. There are infinite retries", file=quiet)
+        print("(raylet) A worker died", file=quiet)
+    assert seen.getvalue() == "(raylet) A worker died\n"

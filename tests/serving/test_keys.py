@@ -115,22 +115,25 @@ def test_the_command_prints_the_line_where_there_is_no_file(capsys: pytest.Captu
     ("options", "told"),
     [
         (["--name", "a b", "--scopes", "embed"], "letters, digits"),
-        (["--name", "ana", "--scopes", "embed,root"], "scopes"),
-        (["--name", "ana", "--scopes", ""], "scopes"),
-        (["--name", "ana", "--scopes", "embed", "--requests-per-minute", "0"], "requests_per_minute"),
+        (["--name", "ana", "--scopes", "embed,root"], "--scopes: lists some of embed, perturb, admin; found 'root'."),
+        (["--name", "ana", "--scopes", "embd"], "Did you mean embed?"),
+        (["--name", "ana", "--scopes", ""], "--scopes: lists some of embed, perturb, admin; found none."),
+        (["--name", "ana", "--scopes", "embed", "--requests-per-minute", "0"], "--requests-per-minute: "),
     ],
 )
 def test_the_command_refuses(options: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert keys.main(["new", *options]) == 1
+    assert keys.main(["new", *options]) == 2
     captured = capsys.readouterr()
     assert told in captured.err
     assert captured.out == ""
 
 
-def test_a_name_is_given_once(tmp_path: Path) -> None:
+def test_a_name_is_given_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "keys.toml"
     path.write_text("# our keys")  # no line end: the next line must not become part of the comment
     append_key(path, "ana", Key(sha256=_HASH, scopes=frozenset({"embed"})))
+    assert keys.main(["new", "--name", "ana", "--scopes", "embed", "--file", str(path)]) == 2
+    assert "a name is given once; found 'ana'" in capsys.readouterr().err
     with pytest.raises(InputError, match="'ana'"):
         append_key(path, "ana", Key(sha256="b" * 64, scopes=frozenset({"embed"})))
     assert path.read_text().splitlines() == ["# our keys", f'ana = {{ sha256 = "{_HASH}", scopes = ["embed"] }}']

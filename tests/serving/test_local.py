@@ -11,6 +11,7 @@ import numpy as np
 from ray.exceptions import ActorDiedError
 
 from cellray.api import wire
+from serving.access import Asked, Caller, OpenGate
 from serving.answers import Tabled
 from serving.key_gate import KeyFile, KeyGate
 from serving.keys import Key, append_key, digest_of, new_key
@@ -223,3 +224,22 @@ def test_rows_that_top_cuts_are_counted() -> None:
             assert wire.unpack_table(binary.content)[1]["counts"] == {"perturbations": 6, "rows left out": 5}
 
     asyncio.run(ask())
+
+
+def test_the_audit_names_the_path_that_was_refused() -> None:
+    told: list[tuple[str, int]] = []
+
+    class Ear(OpenGate):
+        def record(self, caller: Caller | None, asked: Asked) -> None:
+            told.append((asked.path, asked.status))
+
+    async def run() -> None:
+        server = Local(gate=Ear())
+        async with server as client:
+            await client.get("/v1/nowhere")
+            server.service.flight.draining = True
+            await client.post("/v1/embeddings", json=CELLS)
+            await client.get("/v1/jobs/abc")
+
+    asyncio.run(run())
+    assert told == [("other", 404), ("/v1/embeddings", 503), ("/v1/jobs/{job_id}", 503)]

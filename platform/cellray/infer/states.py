@@ -65,7 +65,9 @@ def pooled_by_state(
     return {name: np.median(np.concatenate(kept[name]), axis=0).astype(np.float32) for name in names}
 
 
-def read_states(uri: str, names: tuple[str, ...] | None, width: int | None = None) -> dict[str, NDArray[np.float32]]:
+def read_states(
+    uri: str, names: tuple[str, ...] | None, width: int | None = None, option: str = "--state-embeddings"
+) -> dict[str, NDArray[np.float32]]:
     """Read given embeddings of states.
 
     Parameters
@@ -76,13 +78,15 @@ def read_states(uri: str, names: tuple[str, ...] | None, width: int | None = Non
         Those to return; None: all.
     width
         Size of a hidden state of the model they must fit.
+    option
+        That names the file, for errors.
 
     Raises
     ------
     InputError
         The file is no such table, lacks a state, or an embedding is of another size or not finite.
     """
-    rule, fix = "--state-embeddings names a parquet with the columns state and embedding", "Correct the file."
+    rule, fix = f"{option} names a parquet with the columns state and embedding", "Correct the file."
     try:
         with storage.open_scattered(storage.absolute(uri)) as stream:
             table = pq.read_table(stream, columns=[STATE, schema.EMBEDDING])
