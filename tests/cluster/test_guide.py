@@ -71,6 +71,30 @@ def test_the_table_of_the_guide_is_what_the_formulas_give() -> None:
     assert printed in readme()
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *(("tokens", value) for value in ("0", "-5", "5000", "many")),
+        *(("gpu-share", value) for value in ("20", "0", "nan")),
+    ],
+)
+def test_sizes_refuse_what_cannot_be(
+    option: str, value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["sizing.py", f"--{option}={value}"])
+    with pytest.raises(SystemExit) as ended:
+        sizing.main()
+    assert ended.value.code == 2
+    assert f"argument --{option}: '{value}': give" in capsys.readouterr().err
+
+
+def test_cells_too_long_for_v1_have_no_rows_of_v1() -> None:
+    assert "V1-10M" in sizing.table(2048, sizing.GPU_SHARE)
+    lines = sizing.table(4000, sizing.GPU_SHARE).splitlines()[2:]
+    assert [line.split(" | ")[0] for line in lines] == ["| tokenize", "| embed, V2-104M"]
+    assert "measured at 1,000, scaled) | 6,500 |" in lines[0]
+
+
 def test_formulas_of_sizes_are_those_of_training() -> None:
     preset, tokens = "v1-10m", 1000
     size = PRESETS[preset]
