@@ -100,6 +100,9 @@ class GeneVocabulary:
     def __hash__(self) -> int:
         return hash(self.full_digest)
 
+    def __repr__(self) -> str:  # the dictionaries would flood a notebook
+        return f"GeneVocabulary: {len(self):,} tokens, {self.id_type} ids, rows of {self.input_size:,} tokens at most"
+
     def __len__(self) -> int:
         """Return the number of tokens, special ones included: the rows of a model's embedding table."""
         return len(self.special_tokens) + len(self.genes)

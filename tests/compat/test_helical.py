@@ -193,3 +193,28 @@ def test_what_is_refused(
     named = Geneformer(GeneformerConfig(model, vocabulary=str(tmp_path / "v.json")))
     assert named.process_data(cells_of())["input_ids"] == dataset["input_ids"]
     assert GENES[0] in named.vocabulary.genes
+
+
+def test_a_notebook_is_not_flooded(vocabulary: GeneVocabulary, tmp_path: Path) -> None:
+    dataset = Geneformer(GeneformerConfig(model_in(tmp_path, vocabulary))).process_data(cells_of())
+    assert repr(dataset).startswith("TokenizedCells: 18 cells, columns input_ids, ")
+    assert repr(dataset).endswith(f", vocabulary of {len(vocabulary):,} tokens")
+    assert len(repr(dataset)) < 200
+    assert repr(dataset.vocabulary).startswith(f"GeneVocabulary: {len(vocabulary):,} tokens, ensembl ids")
+
+
+def test_errors_speak_of_its_own_options(
+    vocabulary: GeneVocabulary, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    geneformer, adata = Geneformer(GeneformerConfig(model_in(tmp_path, vocabulary))), cells_of()
+    with pytest.raises(InputError, match=r"must be an AnnData; found 'cells.h5ad'\. Give anndata.read_h5ad"):
+        geneformer.process_data("cells.h5ad")  # type: ignore[arg-type]
+    adata.var["gene_symbol"], adata.var["ensembl_id"] = "x", list(adata.var_names)
+    found = r"columns .*'ensembl_id', 'gene_symbol'.* \(did you mean 'gene_symbol'\?\)\. Correct gene_names"
+    with pytest.raises(InputError, match=found):
+        geneformer.process_data(adata, gene_names="gene_symbl")
+    (tmp_path / "full.dataset").mkdir()
+    (tmp_path / "full.dataset" / "notes.txt").write_text("x")
+    with pytest.raises(InputError, match=r"Choose another output_path\."):
+        geneformer.process_data(adata, output_path=str(tmp_path / "full"))
+    assert "10 of 40 genes (var index) are unknown to the vocabulary and left out" in caplog.text

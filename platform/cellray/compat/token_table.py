@@ -39,6 +39,10 @@ class TokenizedCells:
     table: pa.Table
     vocabulary: GeneVocabulary
 
+    def __repr__(self) -> str:
+        names, tokens = ", ".join(self.column_names), len(self.vocabulary)
+        return f"TokenizedCells: {len(self):,} cells, columns {names}, vocabulary of {tokens:,} tokens"
+
     def __len__(self) -> int:
         """Return the number of cells."""
         return int(self.table.num_rows)

@@ -20,7 +20,7 @@ from cellray.data.plan import describe_open, wanted_kinds
 from cellray.data.publishing import publish_manifest
 from cellray.data.sources.anndata_store import AnnDataSource
 from cellray.data.tokenization import Job, TokenizeConfig, TokenizeOptions, TokenizeWorker, corpus_manifest, plan_units
-from cellray.errors import InputError
+from cellray.errors import InputError, listing, nearest
 from cellray.vocabulary import GeneVocabulary
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ def _write(root: h5py.File, adata: "AnnData", reading: Reading) -> None:
     raw = reading.matrix == "raw"
     owner: Any = adata.raw if raw else adata
     counts = adata.layers[reading.matrix.removeprefix("layers/")] if reading.matrix.startswith("layers/") else owner.X
+    _require_gene_column(reading.gene_ids, [str(name) for name in owner.var.columns])
     own = {gene_ids.ENSEMBL_COLUMN, reading.gene_ids}
     obs = adata.obs[[name for name in adata.obs.columns if name in (*reading.obs_columns, schema.FILTER_PASS)]]
     var = owner.var[[name for name in owner.var.columns if name in own]]
@@ -82,6 +83,15 @@ def _write(root: h5py.File, adata: "AnnData", reading: Reading) -> None:
     if raw:
         write_elem(root, "raw/var", _plain(var))
     write_elem(root, "raw/X" if raw else reading.matrix, counts.to_memory() if hasattr(counts, "to_memory") else counts)
+
+
+def _require_gene_column(column: str | None, there: list[str]) -> None:
+    """Check that var has the column, while all of its columns are known: only those wanted are laid out."""
+    if column not in (None, "index", *there):
+        near = nearest(column, there)
+        fix = "Correct gene_ids (a var column, or index)."
+        meant = f" (did you mean {near!r}?)" if near else ""
+        raise InputError(SUBJECT, f"var must have the column {column!r}", f"columns {listing(there, 30)}{meant}", fix)
 
 
 def _plain(table: pd.DataFrame) -> pd.DataFrame:

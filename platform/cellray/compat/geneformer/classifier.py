@@ -23,6 +23,7 @@ from cellray.compat.geneformer.split_column import PART, read_split, with_parts
 from cellray.compat.geneformer.training_args import finetune_options
 from cellray.compat.official_files import model_directory
 from cellray.compat.options import check_options
+from cellray.compat.wording import GENEFORMER, in_words_of
 from cellray.config import make_config
 from cellray.data.corpora.corpus import Corpus
 from cellray.data.corpora.hf_dataset import export_dataset
@@ -115,6 +116,7 @@ class Classifier(ClassifierPictures):
     def _sizes(self) -> Mapping[str, float]:
         return SPLITS | dict(self.split_sizes or {})
 
+    @in_words_of(GENEFORMER)
     def prepare_data(
         self,
         input_data_file: str | Path,
@@ -172,6 +174,7 @@ class Classifier(ClassifierPictures):
         write_class_ids(classes, output_path(output_directory, output_prefix, "_id_class_dict.json"))
         return made
 
+    @in_words_of(GENEFORMER)
     def train_all_data(
         self,
         model_directory: str | Path,
@@ -209,6 +212,7 @@ class Classifier(ClassifierPictures):
             str(model_directory), prepared_input_data_file, id_class_dict_file, place, split, gene_balance
         )
 
+    @in_words_of(GENEFORMER)
     def validate(
         self,
         model_directory: str | Path,
@@ -276,6 +280,7 @@ class Classifier(ClassifierPictures):
         model = self._tuned(str(model_directory), data, id_class_dict_file, place, split, gene_balance)
         return {**of_report(f"{model}.report", self.head), "model": model}
 
+    @in_words_of(GENEFORMER)
     def evaluate_saved_model(
         self,
         model_directory: str | Path,

@@ -17,6 +17,7 @@ from cellray.compat.geneformer.running import COMMON, ONLY_MEAN, run_options
 from cellray.compat.geneformer.states import CellStates
 from cellray.compat.official_files import model_directory
 from cellray.compat.options import check_options, instance, one_of, whole_number
+from cellray.compat.wording import GENEFORMER, in_words_of
 from cellray.config import make_config
 from cellray.data.corpora.corpus import Corpus
 from cellray.errors import InputError
@@ -95,6 +96,7 @@ class EmbExtractor:
             rule, fix = "goes with emb_mode cell or cls", "A row of genes is a mean over cells: leave them out."
             raise InputError("EmbExtractor(emb_label, summary_stat='median')", rule, "emb_mode='gene'", fix)
 
+    @in_words_of(GENEFORMER)
     def extract_embs(
         self,
         model_directory: str | Path,
@@ -143,6 +145,7 @@ class EmbExtractor:
             return exact
         return (summary.frame, exact) if output_torch_embs else summary.frame
 
+    @in_words_of(GENEFORMER)
     def get_state_embs(
         self,
         cell_states_to_model: Mapping[str, Any],

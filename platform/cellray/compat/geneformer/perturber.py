@@ -15,6 +15,7 @@ from cellray.compat.geneformer.running import COMMON, run_options
 from cellray.compat.geneformer.states import CellStates
 from cellray.compat.official_files import model_directory
 from cellray.compat.options import Rule, check_options, instance, one_of, whole_number
+from cellray.compat.wording import GENEFORMER, in_words_of
 from cellray.config import make_config
 from cellray.data.corpora.corpus import Corpus
 from cellray.errors import InputError
@@ -112,6 +113,7 @@ class InSilicoPerturber:
         """The states that shifts are measured towards."""
         return None if self.cell_states_to_model is None else CellStates.read(self.cell_states_to_model)
 
+    @in_words_of(GENEFORMER)
     def perturb_data(
         self,
         model_directory: str | Path,

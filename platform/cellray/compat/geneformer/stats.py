@@ -14,6 +14,7 @@ from cellray.compat.geneformer.official_tables import COLUMNS, official, shifts_
 from cellray.compat.geneformer.screens import open_screens
 from cellray.compat.geneformer.states import CellStates
 from cellray.compat.options import Rule, check_options, instance, one_of
+from cellray.compat.wording import GENEFORMER, in_words_of
 from cellray.config import make_config
 from cellray.errors import InputError, listing
 from cellray.infer.perturbation_stats import CELLS, PerturbationStatsConfig, perturbation_stats
@@ -82,6 +83,7 @@ class InSilicoPerturberStats:
         """The screen's states."""
         return None if self.cell_states_to_model is None else CellStates.read(self.cell_states_to_model)
 
+    @in_words_of(GENEFORMER)
     def get_stats(
         self,
         input_data_directory: str | Path,

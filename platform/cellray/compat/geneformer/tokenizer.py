@@ -11,6 +11,7 @@ from cellray import storage
 from cellray.compat.geneformer.dictionaries import read_dictionaries
 from cellray.compat.official_files import released_vocabulary
 from cellray.compat.options import NUMBER_OF_PROCESSES, check_options, instance, one_of, whole_number
+from cellray.compat.wording import GENEFORMER, in_words_of
 from cellray.config import make_config
 from cellray.data.corpora.corpus import Corpus
 from cellray.data.corpora.hf_dataset import export_dataset
@@ -94,6 +95,7 @@ class TranscriptomeTokenizer:
             raise InputError("TranscriptomeTokenizer(special_token=...)", rule, str(self.special_token), fix)
         return found
 
+    @in_words_of(GENEFORMER)
     def tokenize_data(
         self,
         data_directory: str | Path,

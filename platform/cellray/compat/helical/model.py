@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from cellray.compat.helical.config import GeneformerConfig
 from cellray.compat.official_files import model_directory, model_vocabulary
 from cellray.compat.token_table import TokenizedCells, cells_of, save_dataset, token_rows
+from cellray.compat.wording import HELICAL, in_words_of
 from cellray.data.collate import TokenRows
 from cellray.data.corpora.corpus import Corpus
 from cellray.data.memory_corpus import Reading, corpus_of
@@ -50,6 +51,7 @@ class Geneformer:
         The model or its dictionaries are not there, it has no such layer or embedding, or there is no such device.
     """
 
+    @in_words_of(HELICAL)
     def __init__(
         self, configurer: GeneformerConfig | None = None, *, model_config: GeneformerConfig | None = None
     ) -> None:
@@ -76,6 +78,7 @@ class Geneformer:
         """Most tokens of a row."""
         return min(self.vocabulary.input_size, self._encoder.input_size)
 
+    @in_words_of(HELICAL)
     def process_data(
         self,
         adata: "AnnData",
@@ -110,8 +113,9 @@ class Geneformer:
         Raises
         ------
         InputError
-            These are no raw counts, hardly a gene is known, or an obs column is missing.
+            This is no AnnData, these are no raw counts, hardly a gene is known, or an obs column is missing.
         """
+        _check_anndata(adata)
         names = _kept(adata, self.configurer.custom_attr_name_dict or {})
         reading = Reading(matrix, gene_names, tuple(names))
         with TemporaryDirectory(prefix="cellray-") as folder:
@@ -183,6 +187,14 @@ class Geneformer:
         return [[name_of[token] for token in cell.tolist() if token in name_of] for cell in cells]
 
 
+def _check_anndata(given: object) -> None:
+    from anndata import AnnData
+
+    if not isinstance(given, AnnData):
+        shown = repr(given) if isinstance(given, str) else type(given).__name__
+        raise InputError("process_data(adata=...)", "must be an AnnData", shown, "Give anndata.read_h5ad(...).")
+
+
 def _kept(adata: "AnnData", asked: Mapping[str, str]) -> dict[str, str]:
     """Return the obs columns to keep and what the dataset calls them.
 
@@ -203,6 +215,9 @@ def _kept(adata: "AnnData", asked: Mapping[str, str]) -> dict[str, str]:
 
 def _tell_lost(corpus: Corpus) -> None:
     source = corpus.manifest.sources[0]
+    if (genes := source.genes).unknown:
+        lost, told = f"{genes.unknown:,} of {genes.columns:,}", genes.ids_from
+        logger.warning("%s genes (%s) are unknown to the vocabulary and left out", lost, told)
     if source.kept < source.cells:
         reasons = ", ".join(f"{n:,} {reason}" for reason, n in source.dropped.items() if n)
         logger.warning("%d of %d cells are left out: %s", source.cells - source.kept, source.cells, reasons)
