@@ -87,7 +87,7 @@ def _write(root: h5py.File, adata: "AnnData", reading: Reading) -> None:
 
 def _require_gene_column(column: str | None, there: list[str]) -> None:
     """Check that var has the column, while all of its columns are known: only those wanted are laid out."""
-    if column not in (None, "index", *there):
+    if column is not None and column not in ("index", *there):
         near = nearest(column, there)
         fix = "Correct gene_ids (a var column, or index)."
         meant = f" (did you mean {near!r}?)" if near else ""
