@@ -21,13 +21,8 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Start a server, say so when it is ready, and stop it when told to."""
     signals = Signals()  # before anything that takes time, imports included
-    parser = argparse.ArgumentParser(prog="python -m serving.run", description=__doc__)
-    parser.add_argument("--config", type=Path, required=True, help="YAML file: serving/serve.yaml is an example")
-    options = parser.parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    print("looking at the models ...", flush=True)
     try:
-        status = _run(options.config, signals)
+        status = _run(argv, signals)
     except StoppedError:
         status = 0
     if status == 0:
@@ -35,7 +30,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
-def _run(path: Path, signals: "Signals") -> int:
+def _run(argv: Sequence[str] | None, signals: "Signals") -> int:
+    parser = argparse.ArgumentParser(prog="python -m serving.run", description=__doc__)
+    parser.add_argument("--config", type=Path, required=True, help="YAML file: serving/serve.yaml is an example")
+    path = parser.parse_args(argv).config
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    print("looking at the models ...", flush=True)
+
     from cellray.errors import InputError, StorageError
     from serving.access import check_access
     from serving.config import read_config

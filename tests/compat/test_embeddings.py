@@ -242,7 +242,7 @@ def test_datasets_without_a_vocabulary(
         (Path(model) / name).unlink()
     with pytest.raises(InputError, match="the genes of its 32 tokens must be known"):
         EmbExtractor(emb_mode="cell").extract_embs(model, dataset, folder, "a")
-    with pytest.raises(InputError, match="--pooling cls: the vocabulary must have <cls>"):
+    with pytest.raises(InputError, match='emb_mode="cls": the vocabulary must have <cls>'):
         EmbExtractor(token_dictionary_file=named).extract_embs(model, dataset, folder, "a")
     with pytest.raises(InputError, match="found color is not an option"):
         EmbExtractor(emb_mode="cell", token_dictionary_file=named, job_options={"color": 1}).extract_embs(

@@ -133,7 +133,7 @@ def test_one_replica_is_asked_one_thing_at_a_time_and_more_are_when_it_goes_well
     run(one, planned(40))
     assert one.most_at_once == 1
     run(many, planned(40), max_replicas=3)
-    assert many.most_at_once == 3
+    assert 1 < many.most_at_once <= 3  # how soon depends on how fast parts are done
     assert len(many.asked[0].pieces) == 4
     pace = Pace(1, 8)
     for _ in range(3):
