@@ -118,14 +118,15 @@ class Ledger:
             return
         running = self._take(key, report)
         stopped = not report.get(DONE)
-        if stopped and len(values) == 1:
-            self._study.tell(running.trial, state=_state("PRUNED"))  # its value is the last one reported
-        else:
-            self._study.tell(running.trial, values)
         best = self._named(values) | dict(report[METRICS] if FOLDS in report else ())  # with the spread over folds
         running.tracker.log_metrics({f"best/{name}": v for name, v in best.items()}, int(report[STEP]))
         running.tracker.set_tags({TRIAL_STATE: STOPPED if stopped else COMPLETE})
         running.tracker.finish("FINISHED")
+        # the study last: a trial that it does not know to have ended is repeated and its run continued
+        if stopped and len(values) == 1:
+            self._study.tell(running.trial, state=_state("PRUNED"))  # its value is the last one reported
+        else:
+            self._study.tell(running.trial, values)
         self._tell(running, plain(self._named(values)) + (f", {STOPPED}" if stopped else ""))
 
     def failed(self, key: str, reason: str, report: Mapping[str, Any] | None = None) -> None:
@@ -134,9 +135,9 @@ class Ledger:
             return
         running = self._take(key, report or {})
         running.trial.set_user_attr(REASON, reason)
-        self._study.tell(running.trial, state=_state("FAIL"))
         running.tracker.set_tags({REASON: reason, TRIAL_STATE: FAILED})
         running.tracker.finish("FAILED")
+        self._study.tell(running.trial, state=_state("FAIL"))
         self._tell(running, f"failed: {reason}")
 
     def close(self) -> None:
