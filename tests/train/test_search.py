@@ -142,7 +142,9 @@ def test_a_killed_search_goes_on_and_publishes_the_best_model(
     assert result.winner["trial"] == min(n for n, value in values.items() if value == max(values.values()))
     table = pd.read_csv(f"{result.report}/trials.csv")
     assert list(table["trial"]) == [trial.number for trial in trials]
-    assert table["seconds"].notna().sum() == 3
+    counted = table[table["state"] != "interrupted"].set_index("trial")
+    assert len(counted) == 3
+    assert counted["seconds"].notna().all()  # a trial cut off in its last moment may have them, too
     made = {path.name for path in Path(result.report).iterdir()}
     assert {"trials.csv", "best.toml", "history_macro_f1.png", "metrics.json", "confusion.csv"} <= made
     assert not Path(f"{config.output}.search/trials").exists()
@@ -153,7 +155,6 @@ def test_a_killed_search_goes_on_and_publishes_the_best_model(
     assert store not in Path(f"{result.report}/best.toml").read_text()
 
     check_recorded(store, config, result.winner["trial"], result.counts["failed"])
-    counted = table[table["state"] != "interrupted"].set_index("trial")
     assert recorded_states(store) == counted["state"].to_dict()
     check_predicts(config, tmp_path)
     assert search(config) == result  # done already
