@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 from mlflow import MlflowClient
 
 from cellray.tracking import Tracker, start_run
@@ -25,7 +26,7 @@ def test_trials_are_found_by_their_numbers(store: str, tmp_path: Path) -> None:
     parent = start_run(store, "tests", "search", {}, {}, key=KEY)
 
     def start(name: str, folder: str, values: Mapping[str, object]) -> Tracker:
-        return start_run(None, "", name, values, {}, key=f"{KEY}trial{folder}", parent=parent, rename=True)
+        return start_run(None, "", name, values, {}, key=f"{KEY}trial{folder}", parent=parent, retry=True)
 
     place = StudyPlace("s", f"sqlite:///{tmp_path}/study.db")
     study = open_study(place, ["accuracy"], "request")
@@ -66,6 +67,43 @@ def test_trials_are_found_by_their_numbers(store: str, tmp_path: Path) -> None:
 
     start_run(store, "tests", "another name", {}, {}, key=KEY)
     assert "search" in runs(client)  # only trials are renamed
+
+
+def test_a_trial_killed_after_its_run_was_closed_is_recorded_once(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run is closed, then the study is told: who dies in between repeats the trial and goes on with its run."""
+    parent = start_run(store, "tests", "search", {}, {}, key=KEY)
+
+    def start(name: str, folder: str, values: Mapping[str, object]) -> Tracker:
+        return start_run(None, "", name, values, {}, key=f"{KEY}trial{folder}", parent=parent, retry=True)
+
+    def die(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    place = StudyPlace("s", f"sqlite:///{tmp_path}/study.db")
+    study = open_study(place, ["accuracy"], "request")
+    ledger = Ledger(study, SPACE, ("accuracy",), 9, start)
+    ledger.started("0", study.ask(SPACE.distributions()))
+    ledger.reported("0", report(1, 0.25))
+    monkeypatch.setattr(study, "tell", die)
+    with pytest.raises(KeyboardInterrupt):
+        ledger.finished("0", report(1, 0.25) | {"ended": True, "error": ""})
+    client = MlflowClient(store)
+    assert runs(client)["trial 0"].info.status == "FINISHED"
+
+    study = open_study(place, ["accuracy"], "request")
+    retry_interrupted(study)
+    ledger = Ledger(study, SPACE, ("accuracy",), 9, start)
+    ledger.started("1", study.ask(SPACE.distributions()))
+    ledger.reported("1", report(1, 0.25))
+    ledger.finished("1", report(1, 0.25) | {"ended": True, "error": ""})
+    found = runs(client)
+    assert found.keys() == {"search", "trial 1 (retry of 0)"}
+    again = found["trial 1 (retry of 0)"]
+    assert again.info.status == "FINISHED"
+    assert history(client, again.info.run_id, "accuracy") == [(10, 0.25)]
+    assert list(trial_table(study, ["accuracy"], SPACE.decode)["state"]) == ["interrupted", "complete"]
 
 
 def runs(client: MlflowClient) -> dict[str, Any]:

@@ -24,7 +24,7 @@ def start_run(
     *,
     key: str | None = None,
     parent: Tracker | None = None,
-    rename: bool = False,
+    retry: bool = False,
 ) -> Tracker:
     """Create a run, or go on with an unfinished one.
 
@@ -43,8 +43,9 @@ def start_run(
     parent
         The run this one is listed under, as a trial or a fold; its store and experiment are taken instead of `uri` and
         `experiment`, and nothing is recorded if it records nothing.
-    rename
-        Whether a run that is continued takes the name, too: else it keeps its own, which a person may have changed.
+    retry
+        Whether what an earlier run began is done again, as a trial that was cut off: its run is continued even if it
+        was closed already, and takes the name, too. Else it keeps its own, which a person may have changed.
 
     Raises
     ------
@@ -64,10 +65,10 @@ def start_run(
         experiment_id = above.experiment_id if above else _experiment(client, uri, experiment)
         own = {REQUEST: key} if key else {}
         own |= {PARENT: above.run_id} if above else {}
-        found = _unfinished(client, experiment_id, key, above.run_id if above else None) if key else None
+        found = _earlier(client, experiment_id, key, above.run_id if above else None, ended=retry) if key else None
         shown = {each: tag_text(each, value) for each, value in tags.items()}
         if found:
-            tracker = _continued(client, uri, found, name if rename else None)
+            tracker = _continued(client, uri, found, name if retry else None)
         else:
             tracker = _created(client, uri, experiment_id, name, shown | own)
     if found:
@@ -90,9 +91,9 @@ def _experiment(client: Any, uri: str, name: str) -> str:  # noqa: ANN401
     return str(found.experiment_id)
 
 
-def _unfinished(client: Any, experiment_id: str, key: str, parent: str | None) -> Any:  # noqa: ANN401
-    """Return the latest unfinished run of a request, or None."""
-    wanted = f"tags.`{REQUEST}` = '{key}' and attributes.status != 'FINISHED'"
+def _earlier(client: Any, experiment_id: str, key: str, parent: str | None, *, ended: bool) -> Any:  # noqa: ANN401
+    """Return the latest run of a request that is unfinished or, if `ended`, whatever it is; None if there is none."""
+    wanted = f"tags.`{REQUEST}` = '{key}'" + ("" if ended else " and attributes.status != 'FINISHED'")
     runs = client.search_runs([experiment_id], wanted, order_by=["attributes.start_time DESC"])
     return next((run for run in runs if run.data.tags.get(PARENT) == parent), None)
 
@@ -103,7 +104,7 @@ def _created(client: Any, uri: str, experiment_id: str, name: str, tags: Mapping
 
 
 def _continued(client: Any, uri: str, run: Any, name: str | None) -> PatientTracker:  # noqa: ANN401
-    """Open an unfinished run again, knowing what it has recorded."""
+    """Open a run again, knowing what it has recorded."""
     run_id = run.info.run_id
     client.update_run(run_id, status="RUNNING", name=name)
     starts = int(run.data.tags.get(STARTS, "1")) + 1

@@ -204,7 +204,7 @@ def _start_trial_run(opened: _Opened, parent: Tracker, name: str, folder: str, v
     """Start a trial's run below the search's; a repeated trial goes on with the run of the one that was cut off."""
     config = opened.config
     key = f"{opened.request}trial{folder}"
-    return start_run(config.tracking_uri, config.experiment, name, values, {}, key=key, parent=parent, rename=True)
+    return start_run(config.tracking_uri, config.experiment, name, values, {}, key=key, parent=parent, retry=True)
 
 
 def _promote(opened: _Opened, study: "Study", place: StudyPlace, winner: Winner, tracker: Tracker) -> None:
