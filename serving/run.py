@@ -69,6 +69,8 @@ def serve_until_stopped(config: "ServingConfig", signals: "Signals") -> None:
     from serving.stopping import drain, end
 
     stop, hurry = signals.wait_for_us()
+    if stop.is_set():
+        return
     started, gently = start_ray(), False
     try:
         check_resources(config, started)
@@ -103,6 +105,7 @@ class Signals:
     def _told(self, *_: object) -> None:
         if not self._started:
             self._started = True  # a second one does not disturb the end
+            self._stop.set()  # where a library swallows what is raised here
             raise StoppedError
         (self._hurry if self._stop.is_set() else self._stop).set()
 

@@ -97,6 +97,14 @@ def test_genes_that_no_cell_holds_are_told_before_a_training(corpus: Corpus) -> 
     assert gene_remarks(corpus, labels, untested).warnings == ()
 
 
+def test_what_a_part_of_the_cells_shows_is_told_as_such(corpus: Corpus) -> None:
+    told = gene_remarks(corpus, *seven_genes(), most_cells=0)
+    assert told.lines[1].startswith(
+        "7 of 7 genes stand in none of 0 of the 6 cells; if the others have none either, they are neither learnt from"
+    )
+    assert told.warnings[0].startswith("going by 0 of the 6 cells, fewer than 5 genes of a class are tested in 2 of 2")
+
+
 def test_looking_for_genes_ends_when_all_are_met(corpus: Corpus) -> None:
     labels, _ = seven_genes()
     found = genes_met(corpus, labels, most_cells=0)

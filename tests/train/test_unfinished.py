@@ -54,6 +54,15 @@ def test_what_was_begun_with_other_options_is_told_and_kept(tmp_path: Path) -> N
     first.require_training()
 
 
+def test_one_of_another_version_with_these_options_is_told(tmp_path: Path) -> None:
+    """An option that came since, left out here, makes another request of the same options."""
+    options = {"corpus": "a", "seed": 1}
+    Asked(str(tmp_path), request_digest(**options), options, steps=60).write()
+    left(tmp_path, f"checkpoints-{request_digest(**options)[:12]}", 40)
+    with pytest.raises(InputError, match=r"step 40 of 60, begun with these options by a version .* Install that"):
+        asked(tmp_path, **options, new=None).require_training()
+
+
 def test_one_that_an_earlier_version_left_is_known_by_its_folder(tmp_path: Path) -> None:
     left(tmp_path, "0123456789ab-0-0", 7)
     left(tmp_path, "0123456789ab-1-0", 9)

@@ -39,12 +39,13 @@ def _answered() -> Iterator[None]:
     heard, wake = socket.socketpair()
     wake.setblocking(False)
     before = signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
-    thread = threading.Thread(target=_tell, args=(heard,), daemon=True)
+    thread = threading.Thread(target=_tell, args=(heard,), daemon=True, name="cellray-interrupts")
     thread.start()
     try:
         yield
     finally:
         signal.set_wakeup_fd(before)
+        wake.shutdown(socket.SHUT_RDWR)  # `close` alone ends nothing while a forked child holds a copy
         wake.close()
         thread.join()
         heard.close()

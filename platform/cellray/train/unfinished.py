@@ -88,15 +88,16 @@ class Asked:
         return found
 
     def _refusal(self, what: str, reached: str, before: Mapping[str, Any] | None) -> InputError:
-        differ = (
-            "with other options" if before is None else f"begun with {'; '.join(differences(before, self.options))}"
-        )
-        return InputError(
-            self.folder,
-            f"an unfinished {what} goes on with the options it was begun with",
-            f"{reached}, {differ}",
-            f"Give those options to go on with it, choose another --output, or remove {self.folder} to give it up.",
-        )
+        rule, others = f"an unfinished {what} goes on with the options it was begun with", "Give those options"
+        if before is None:
+            found = "with other options"
+        elif differ := differences(before, self.options):
+            found = f"begun with {'; '.join(differ)}"
+        else:
+            rule, others = f"an unfinished {what} goes on with the version that began it", "Install that version"
+            found = "begun with these options by a version of cellray that made something else of them"
+        fix = f"{others} to go on with it, choose another --output, or remove {self.folder} to give it up."
+        return InputError(self.folder, rule, f"{reached}, {found}", fix)
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

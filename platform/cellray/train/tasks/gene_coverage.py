@@ -40,7 +40,7 @@ class GenesMet:
 
 
 def genes_met(corpus: Corpus, labels: GeneLabels, most_cells: int = MOST_CELLS) -> GenesMet:
-    """Look for the labelled genes in a corpus, until all are met or enough cells were looked at.
+    """Look for the labelled genes all over a corpus, until all are met or enough cells were looked at.
 
     Parameters
     ----------
@@ -52,7 +52,8 @@ def genes_met(corpus: Corpus, labels: GeneLabels, most_cells: int = MOST_CELLS) 
         After these no further span is read.
     """
     met_v, cells = np.zeros(len(corpus.vocabulary), np.bool_), 0
-    for span in spans(corpus):
+    found = spans(corpus)
+    for span in map(found.__getitem__, np.random.default_rng(0).permutation(len(found))):  # sources lie in a row
         if cells >= most_cells or met_v[labels.token_g].all():
             break
         rows = read_rows(span.uri, span.start, span.stop, [schema.INPUT_IDS])[schema.INPUT_IDS]
@@ -62,9 +63,9 @@ def genes_met(corpus: Corpus, labels: GeneLabels, most_cells: int = MOST_CELLS) 
     return GenesMet(met_v[labels.token_g], cells, corpus.manifest.rows)
 
 
-def gene_remarks(corpus: Corpus, labels: GeneLabels, folds: Folds) -> Remarks:
+def gene_remarks(corpus: Corpus, labels: GeneLabels, folds: Folds, most_cells: int = MOST_CELLS) -> Remarks:
     """Return how many of the listed genes can be used, and a warning where few are tested."""
-    found = genes_met(corpus, labels)
+    found = genes_met(corpus, labels, most_cells)
     return Remarks((_listed(labels), _met(labels, found)), tuple(filter(None, [_few_tested(folds, found)])))
 
 
@@ -83,9 +84,11 @@ def _met(labels: GeneLabels, found: GenesMet) -> str:
     total = f"{len(labels.genes):,} genes"
     if not absent:
         return f"all {total} stand in cells"
-    cells = f"the {found.cells:,} cells" if found.cells == found.total else f"the first {found.cells:,} cells"
     what = "neither learnt from nor tested"
-    return f"{len(absent):,} of {total} stand in none of {cells} and are {what}: {listing(absent)}"
+    where = f"the {found.cells:,} cells and are {what}"
+    if found.cells < found.total:
+        where = f"{found.cells:,} of the {found.total:,} cells; if the others have none either, they are {what}"
+    return f"{len(absent):,} of {total} stand in none of {where}: {listing(absent)}"
 
 
 def _few_tested(folds: Folds, found: GenesMet) -> str:
@@ -104,8 +107,10 @@ def _few_tested(folds: Folds, found: GenesMet) -> str:
     fold, c = np.unravel_index(tested_kc.argmin(), tested_kc.shape)
     least = f"{tested_kc.min():,} of {classes[c]!r}"
     helps = "a longer list, more cells or longer rows help"
+    told = f"fewer than {FEW_GENES} genes of a class are tested"
+    if found.cells < found.total:
+        told = f"going by {found.cells:,} of the {found.total:,} cells, {told}"
     if len(folds) == 1:
-        return f"fewer than {FEW_GENES} genes of a class are tested, {least}: figures say little; {helps}"
-    where = f"in {few_k.sum():,} of {len(folds):,} folds, {least} in fold {fold}"
-    told = f"fewer than {FEW_GENES} genes of a class are tested {where}"
+        return f"{told}, {least}: figures say little; {helps}"
+    told += f" in {few_k.sum():,} of {len(folds):,} folds, {least} in fold {fold}"
     return f"{told}: a fold's figures say little, look at those of all folds together; {helps}, and fewer folds"
