@@ -143,7 +143,7 @@ class Jobs:
         ):
             if number >= most:
                 raise HttpError(429, "queue_full", f"too many jobs wait or run: {limit}", (limit, most), 30.0)
-        held = sum(job.work.plan.nbytes for job in self._jobs.values() if job.state not in _ENDED)
+        held = sum(job.work.nbytes for job in self._jobs.values() if job.state not in _ENDED)
         if owners and held + plan.nbytes > self._room:
             message = f"the jobs that wait or run hold {held / 1e6:,.0f} MB; this one needs {plan.nbytes / 1e6:,.0f}"
             raise HttpError(429, "queue_full", message, ("jobs_mb", self._limits.jobs_mb), 30.0)

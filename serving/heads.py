@@ -2,6 +2,9 @@
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+METHOD = "cellray.method"
+"""Key of the ASGI scope under which the method stands that was asked, where it is not the one that is answered."""
+
 
 class Heads:
     """Middleware that lets the application beneath answer HEAD as GET, and drops the body.
@@ -26,4 +29,4 @@ class Heads:
                 message = {**message, "body": b""}
             await send(message)
 
-        await self._app({**scope, "method": "GET"}, receive, sending)
+        await self._app({**scope, "method": "GET", METHOD: scope["method"]}, receive, sending)

@@ -160,8 +160,11 @@ def _add_models(app: FastAPI, service: Service) -> None:
             repeat = None
             if key is not None and asked.background is not False:  # else there is no job that could be begun twice
                 repeat = await asyncio.to_thread(repeat_of, key, cells, asked)
-                if (status := await service.ask_jobs("repeated", caller.name, repeat)) is not None:
-                    return _begun(status)
+            known = None
+            if repeat is not None and asked.background:  # what may need no job does not depend on who keeps them
+                known = await service.ask_jobs("repeated", caller.name, repeat)
+            if known is not None:
+                return _begun(known)
             return await _perturbed(service, caller, cells, asked, repeat, binary=binary)
 
         return await _answered(service, request, PerturbationRequest, answer)

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.access import Asked
 from serving.faults import REQUEST_ID, error_answer
+from serving.heads import METHOD
 from serving.service import Service
 
 NOTES = "cellray.notes"
@@ -66,7 +67,7 @@ class _Watch:
         headers = dict(scope["headers"])
         asked = Asked(
             request_id=headers.get(REQUEST_ID.encode(), b"").decode("latin-1")[:64],
-            method=scope["method"],
+            method=scope.get(METHOD, scope["method"]),
             path=route,
             status=status,
             seconds=round(seconds, 4),

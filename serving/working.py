@@ -123,6 +123,11 @@ class Work:
                 return ranked(without_genes, self.plan.ask)
         raise HttpError(409, "model_changed", f"{changed} while the job ran, and again; ask again")
 
+    @property
+    def nbytes(self) -> int:
+        """Memory that the cells and what was found of them take, about."""
+        return self.plan.nbytes + sum(part.nbytes for part in self._found.values())
+
     def release(self) -> None:
         """Let go of the cells once the job has ended; its plan's numbers are still told."""
         rows = TokenRows(np.empty(0, np.uint16), np.zeros(1, np.int64))

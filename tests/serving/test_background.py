@@ -227,6 +227,25 @@ def test_the_oldest_results_make_room_for_the_latest() -> None:
     asyncio.run(ask())
 
 
+def test_what_a_running_job_has_found_counts_as_held() -> None:
+    async def never(part: ScreenPlan) -> Tabled:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def ask() -> None:
+        plan = plan_of(1, 4)
+        jobs = jobs_of(never, jobs_mb=2.5 * plan.nbytes / 1e6)
+        first = (await jobs.submit(plan, "me")).id
+        work = jobs._jobs[first].work
+        work._found[0] = Tabled(STAMP, [], pa.table({"x": np.zeros(plan.nbytes)}), {}, 0)
+        with pytest.raises(HttpError) as refused:
+            await jobs.submit(plan, "you")
+        assert refused.value.limit == ("jobs_mb", 2.5 * plan.nbytes / 1e6)
+        await jobs.cancel(first, "me")
+
+    asyncio.run(ask())
+
+
 def test_jobs_that_wait_hold_so_much_and_no_more() -> None:
     async def never(part: ScreenPlan) -> Tabled:
         await asyncio.Event().wait()

@@ -202,13 +202,25 @@ def test_a_lost_actor_of_jobs_is_no_error_of_the_server() -> None:
         assert int(answer.headers["retry-after"]) >= 1
 
 
+async def at_once(*asked: object) -> Tabled:
+    """Six perturbations of a cell, without a job."""
+    plan = plan_of(1, 3)
+    found = await measured(plan)
+    return Tabled(found.stamp, plan.notes, found.table, found.counts, plan.tokens)
+
+
+def test_what_needs_no_job_is_answered_without_those_who_keep_them() -> None:
+    async def ask() -> int:
+        local = Local(jobs=Lost())
+        async with local as client:
+            local.model.perturb = at_once  # type: ignore[method-assign]
+            return (await client.post("/v1/perturbations", json=CELLS, headers={"idempotency-key": "k"})).status_code
+
+    assert asyncio.run(ask()) == 200
+
+
 def test_rows_that_top_cuts_are_counted() -> None:
     """Six perturbations of a cell, in an answer at once and in that of a job."""
-
-    async def at_once(*asked: object) -> Tabled:
-        plan = plan_of(1, 3)
-        found = await measured(plan)
-        return Tabled(found.stamp, plan.notes, found.table, found.counts, plan.tokens)
 
     async def ask() -> None:
         local = Local()
@@ -226,20 +238,26 @@ def test_rows_that_top_cuts_are_counted() -> None:
     asyncio.run(ask())
 
 
-def test_the_audit_names_the_path_that_was_refused() -> None:
-    told: list[tuple[str, int]] = []
+def test_the_audit_names_what_was_asked_and_refused() -> None:
+    told: list[tuple[str, str, int]] = []
 
     class Ear(OpenGate):
         def record(self, caller: Caller | None, asked: Asked) -> None:
-            told.append((asked.path, asked.status))
+            told.append((asked.method, asked.path, asked.status))
 
     async def run() -> None:
         server = Local(gate=Ear())
         async with server as client:
             await client.get("/v1/nowhere")
+            await client.head("/v1/models")
             server.service.flight.draining = True
             await client.post("/v1/embeddings", json=CELLS)
             await client.get("/v1/jobs/abc")
 
     asyncio.run(run())
-    assert told == [("other", 404), ("/v1/embeddings", 503), ("/v1/jobs/{job_id}", 503)]
+    assert told == [
+        ("GET", "other", 404),
+        ("HEAD", "/v1/models", 200),
+        ("POST", "/v1/embeddings", 503),
+        ("GET", "/v1/jobs/{job_id}", 503),
+    ]
