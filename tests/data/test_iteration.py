@@ -142,13 +142,15 @@ def test_embeddings_of_a_concatenation_are_those_of_its_parts(
     save_model(BertForMaskedLM(bert_config("tiny", vocabulary, 16)), vocabulary, {}, model)
     alone = []
     for name in ("c0", "c1"):
-        embed_cells(EmbedConfig(corpus=str(tmp_path / name), model=model, output=str(tmp_path / f"e_{name}")))
+        embed_cells(
+            EmbedConfig(corpus=str(tmp_path / name), model=model, output=str(tmp_path / f"e_{name}"), actors=(0, 0))
+        )
         embeddings = Embeddings.open(str(tmp_path / f"e_{name}"))
         alone.append(embeddings.matrix(embeddings.table()))
     twice = str(tmp_path / "twice")
     uris = tuple(str(tmp_path / name) for name in ("c1", "c0", "c1"))
     concat_corpora(ConcatConfig(corpus=uris, output=twice, allow_repeated=True))
-    embed_cells(EmbedConfig(corpus=twice, model=model, output=str(tmp_path / "e")))
+    embed_cells(EmbedConfig(corpus=twice, model=model, output=str(tmp_path / "e"), actors=(0, 0)))
     embeddings = Embeddings.open(str(tmp_path / "e"))
     table = embeddings.table()
     assert table["age"].to_pylist() == [row["age"] for row in rows_of(twice)]

@@ -62,11 +62,10 @@ def test_embeddings_are_those_of_each_cell_alone(corpus: str, model: str, tmp_pa
     encoder = load_encoder(ModelDirectory.open(model), -1)
     opened = Corpus.open(corpus)
     cells = [row for shard in opened.shard_uris for row in read_rows(shard, 0, 1 << 30).to_pylist()]
-    for pooling in ("cell", "cls"):
+    base = EmbedConfig(corpus=corpus, model=model, output="", cells_per_part=8)
+    for pooling, actors in (("cell", (1, 1)), ("cls", (0, 0))):
         output = str(tmp_path / pooling)
-        manifest = embed_cells(
-            EmbedConfig(corpus=corpus, model=model, output=output, pooling=pooling, cells_per_part=8)
-        )  # type: ignore[arg-type]
+        manifest = embed_cells(base.model_copy(update={"output": output, "pooling": pooling, "actors": actors}))
         assert manifest.rows == 64
         assert max(part.rows for part in manifest.parts) == 8
         embeddings = Embeddings.open(output)
@@ -81,7 +80,7 @@ def test_embeddings_are_those_of_each_cell_alone(corpus: str, model: str, tmp_pa
 
 
 def test_gene_embeddings_name_their_genes(corpus: str, model: str, tmp_path: Path) -> None:
-    embed_cells(EmbedConfig(corpus=corpus, model=model, output=str(tmp_path / "gene"), pooling="gene"))
+    embed_cells(EmbedConfig(actors=(0, 0), corpus=corpus, model=model, output=str(tmp_path / "gene"), pooling="gene"))
     embeddings = Embeddings.open(str(tmp_path / "gene"))
     rows = embeddings.table().slice(0, 40).to_pylist()
     opened = Corpus.open(corpus)
@@ -99,7 +98,7 @@ def test_gene_embeddings_name_their_genes(corpus: str, model: str, tmp_path: Pat
 
 def test_a_finished_result_is_kept_and_a_broken_off_one_completed(corpus: str, model: str, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    config = EmbedConfig(corpus=corpus, model=model, output=str(output), cells_per_part=16)
+    config = EmbedConfig(actors=(0, 0), corpus=corpus, model=model, output=str(output), cells_per_part=16)
     first = embed_cells(config)
     parts = {p: p.read_bytes() for p in output.glob("shards/*.parquet")}
     (output / "manifest.json").unlink()
@@ -114,7 +113,7 @@ def test_a_finished_result_is_kept_and_a_broken_off_one_completed(corpus: str, m
 
 @pytest.mark.filterwarnings("ignore:Observation names are not unique")  # two files may name cells alike
 def test_the_h5ad_has_every_cell_of_the_sources_in_order(corpus: str, model: str, tmp_path: Path) -> None:
-    embed_cells(EmbedConfig(corpus=corpus, model=model, output=str(tmp_path / "out")))
+    embed_cells(EmbedConfig(actors=(0, 0), corpus=corpus, model=model, output=str(tmp_path / "out")))
     embeddings = Embeddings.open(str(tmp_path / "out"))
     assert write_h5ad(embeddings, str(tmp_path / "out.h5ad")) == (65, 64)
     adata = anndata.read_h5ad(tmp_path / "out.h5ad")
@@ -136,7 +135,7 @@ def test_an_h5ad_of_the_users_is_not_replaced(corpus: str, model: str, tmp_path:
         with pytest.raises(InputError, match="may replace only embeddings written before"):
             check_h5ad_target(target, corpus)
         assert Path(target).read_bytes() == before
-    embed_cells(EmbedConfig(corpus=corpus, model=model, output=str(tmp_path / "out")))
+    embed_cells(EmbedConfig(actors=(0, 0), corpus=corpus, model=model, output=str(tmp_path / "out")))
     target = str(tmp_path / "new.h5ad")
     check_h5ad_target(target, corpus)
     write_h5ad(Embeddings.open(str(tmp_path / "out")), target)
@@ -149,7 +148,7 @@ def test_an_h5ad_of_the_users_is_not_replaced(corpus: str, model: str, tmp_path:
 def test_what_does_not_fit_fails_before_anything_is_written(
     corpus: str, model: str, vocabulary: GeneVocabulary, tmp_path: Path
 ) -> None:
-    config = EmbedConfig(corpus=corpus, model=model, output=str(tmp_path / "out"))
+    config = EmbedConfig(actors=(0, 0), corpus=corpus, model=model, output=str(tmp_path / "out"))
     other = str(tmp_path / "other")
     save_model(BertForMaskedLM(bert_config("tiny", vocabulary, 16)), vocabulary, {}, other)
     for change, message in (
@@ -179,7 +178,7 @@ def test_the_budget_changes_no_value(vocabulary_v2: GeneVocabulary, model: str) 
 
 
 def test_the_umap_is_a_picture(corpus: str, model: str, tmp_path: Path) -> None:
-    embed_cells(EmbedConfig(corpus=corpus, model=model, output=str(tmp_path / "out")))
+    embed_cells(EmbedConfig(actors=(0, 0), corpus=corpus, model=model, output=str(tmp_path / "out")))
     assert (
         draw_umap(Embeddings.open(str(tmp_path / "out")), "kind", str(tmp_path / "u.png"), "title", max_cells=30) == 30
     )
@@ -216,7 +215,7 @@ def test_an_imported_dataset_becomes_an_h5ad_too(model: str, vocabulary_v2: Gene
         dataset=str(tmp_path / "d.dataset"), vocabulary=str(tmp_path / "v.json"), output=str(tmp_path / "imported")
     )
     import_dataset(imported)
-    embed_cells(EmbedConfig(corpus=imported.output, model=model, output=str(tmp_path / "out")))
+    embed_cells(EmbedConfig(actors=(0, 0), corpus=imported.output, model=model, output=str(tmp_path / "out")))
     check_h5ad_target(str(tmp_path / "out.h5ad"), imported.output)
     assert write_h5ad(Embeddings.open(str(tmp_path / "out")), str(tmp_path / "out.h5ad")) == (3, 2)
     adata = anndata.read_h5ad(tmp_path / "out.h5ad")

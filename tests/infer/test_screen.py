@@ -62,7 +62,7 @@ def run(config: ScreenConfig) -> tuple[ShiftManifest, pd.DataFrame]:
 
 def test_shifts_are_those_of_plain_forward_passes(config_of: Callable[..., ScreenConfig]) -> None:
     states = {"state_column": "state", "start": "sick", "goal": "well", "alternatives": ("other",)}
-    config = config_of("shifts", **states)
+    config = config_of("shifts", **states, actors=(0, 0))
     manifest, table = run(config)
     corpus = Corpus.open(config.corpus)
     cells = corpus.ray_dataset().to_pandas()
@@ -140,7 +140,7 @@ def test_pairs_and_effects_in_pieces(config_of: Callable[..., ScreenConfig]) -> 
     base = {"kind": "overexpress", "genes": genes, "pairs": True, "effects": True}
     manifest, table = run(config_of("one", **base, actors=(0, 0)))
     assert set(table["genes"]) == {*genes, *("|".join(p) for p in combinations(genes, 2))}
-    cut, other = run(config_of("cut", **base, cells_per_part=3))
+    cut, other = run(config_of("cut", **base, cells_per_part=3, actors=(0, 0)))
     assert len(cut.parts) > len(manifest.parts)
     assert bits(table) == bits(other)
     effects = sum(part.rows for part in cut.effect_parts)

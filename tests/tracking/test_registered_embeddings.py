@@ -35,7 +35,7 @@ def test_embeddings_by_alias_equal_those_by_directory(
     corpus = tokenized([make_h5ad(cells=30)], vocabulary_v2, tmp_path / "corpus")
     directory = make_model("model", seed=3)
     register_model(start_run(server, "embedding", "run", {}, {}), directory, "embedder", "best")
-    config = EmbedConfig(corpus=corpus.uri, model=directory, output=str(tmp_path / "a"))
+    config = EmbedConfig(corpus=corpus.uri, model=directory, output=str(tmp_path / "a"), actors=(0, 0))
     plain = embed_cells(config)
     change = {"model": "models:/embedder@best", "output": str(tmp_path / "b"), "tracking_uri": server}
     named = embed_cells(config.model_copy(update=change))

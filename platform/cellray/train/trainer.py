@@ -123,7 +123,7 @@ def fit(plans: Sequence[TrainPlan], recorders: Sequence[Recipient], turn: Turn) 
             logger.warning("a machine is about to be taken away: training goes on elsewhere, as soon as there is room")
             outcomes = _fit_once(settings, group, turn.folder)
     for outcome, recorder in zip(outcomes, recorders, strict=False):  # those after an error were not begun
-        recorder.record({STEP: outcome.steps, **outcome.figures})
+        recorder.record({STEP: outcome.steps + 1, **outcome.figures})  # the last step has those of the one before
         for note in outcome.notes:
             logger.info("%s", note)
         if outcome.error:
