@@ -1,6 +1,5 @@
 """One server with tiny models for all tests of HTTP, on loopback in the shared Ray."""
 
-import socket
 import time
 import warnings
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from cellray.vocabulary import GeneVocabulary
 from serving.config import ServingConfig
 from tests.conftest import GENES
 from tests.infer.tiny import AGE, DISEASE, cells_of, model_in
+from tests.ports import free_port
 
 SMALL = {"num_cpus": 0.1, "threads": 1, "max_wait_ms": 1.0}
 STATES = {"sick": np.linspace(-1, 1, 128, dtype=np.float32), "well": np.linspace(1, 0, 128, dtype=np.float32) ** 2}
@@ -46,12 +46,6 @@ class Served:
 
     def client(self, **options: object) -> httpx2.Client:
         return httpx2.Client(base_url=self.url, timeout=60, **options)  # type: ignore[arg-type]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def small_vocabulary() -> GeneVocabulary:

@@ -18,7 +18,8 @@ from cellray.errors import InputError
 from serving.config import ServingConfig, is_loopback, read_config
 from tests.conftest import REPOSITORY
 from tests.infer.tiny import model_in
-from tests.serving.conftest import free_port, small_vocabulary
+from tests.ports import free_port
+from tests.serving.conftest import small_vocabulary
 
 MODELS = {"default": {"uri": "somewhere"}}
 

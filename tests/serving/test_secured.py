@@ -20,8 +20,9 @@ from cellray.client import Client, RefusedError, UnavailableError
 from serving.keys import Key, append_key, digest_of, new_key, parse_keys
 from serving.security import HEADERS, STRICT_TRANSPORT
 from tests.infer.tiny import model_in
+from tests.ports import free_port
 from tests.serving.certificates import write_certificate
-from tests.serving.conftest import SMALL, free_port, json_cells, small_vocabulary
+from tests.serving.conftest import SMALL, json_cells, small_vocabulary
 
 
 @dataclass(frozen=True)
