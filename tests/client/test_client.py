@@ -388,9 +388,12 @@ def test_nobody_waits_any_more_so_the_job_is_cancelled(server: Standin, cells: a
     async def run() -> None:
         async with AsyncClient(server.url) as client, asyncio.TaskGroup() as beside:
             with pytest.raises(TimeoutError):
-                async with asyncio.timeout(None) as patience:
-                    beside.create_task(end(patience))
-                    await client.perturb(cells)
+                await asked(client, beside)
+
+    async def asked(client: AsyncClient, beside: asyncio.TaskGroup) -> None:
+        async with asyncio.timeout(None) as patience:
+            beside.create_task(end(patience))
+            await client.perturb(cells)
 
     async def end(patience: asyncio.Timeout) -> None:
         await asyncio.to_thread(wait_until, lambda: POLLED in server.requests)
