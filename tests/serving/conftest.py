@@ -45,7 +45,7 @@ class Served:
     folder: Path
 
     def client(self, **options: object) -> httpx2.Client:
-        return httpx2.Client(base_url=self.url, timeout=60, **options)  # type: ignore[arg-type]
+        return httpx2.Client(base_url=self.url, timeout=150, **options)  # type: ignore[arg-type]
 
 
 def small_vocabulary() -> GeneVocabulary:
@@ -81,7 +81,7 @@ def served(
         "cells_per_request": 64,
         "genes_per_cell": 200,
         "perturbation_tokens": 20_000,
-        "request_timeout_s": 30,
+        "request_timeout_s": 120,
     }
     port = free_port()
     config = ServingConfig.model_validate(
@@ -129,7 +129,7 @@ class serving:  # noqa: N801  # a context manager, used as a function
         serve.shutdown()
 
 
-def await_ready(url: str, seconds: float = 60) -> None:
+def await_ready(url: str, seconds: float = 120) -> None:
     for _ in range(int(seconds * 10)):
         if httpx2.get(f"{url}/readyz", timeout=30).status_code == 200:
             return
