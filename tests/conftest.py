@@ -28,8 +28,20 @@ RAYS = {"data": 0, "jobs": 0, "tracking": 0, "train": 0}
 where nothing is said. Most of their time processes start, which two at once do in little more than the time of one."""
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Let Hypothesis draw the same examples in every run, however slow the machine; others when faults are sought."""
+    from hypothesis import HealthCheck, settings
+
+    slow = [HealthCheck.too_slow]
+    settings.register_profile("steady", deadline=None, suppress_health_check=slow, derandomize=True)
+    settings.register_profile("chaos", deadline=None, suppress_health_check=slow)
+    settings.load_profile("chaos" if config.option.markexpr == "chaos" else "steady")
+
+
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Keep tests that use the same Ray in one process."""
+    """Keep tests that use the same Ray in one process; those of Hypothesis are a part of the long run, too."""
+    if item.config.option.markexpr == "chaos" and getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
+        item.add_marker("chaos")
     if "ray_session" in getattr(item, "fixturenames", ()) or item.get_closest_marker("own_ray"):
         folder = item.path.relative_to(REPOSITORY / "tests").parts[0]
         item.add_marker(pytest.mark.xdist_group(f"ray{RAYS.get(folder, 1)}"))

@@ -3,7 +3,6 @@
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,18 +13,12 @@ from types import TracebackType
 from typing import Self
 
 from tests.conftest import REPOSITORY
+from tests.ports import free_port
 
 BIN = Path(sys.executable).parent
 _START_S = 180.0
 # The agent's own default is one fixed port within the range that clients' sockets take theirs from.
 _NODE = ("--object-store-memory", "200000000", "--dashboard-agent-listen-port", "0")
-
-
-def free_port() -> int:
-    """Return a port of loopback that is free now."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 class LocalCluster:

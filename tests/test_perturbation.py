@@ -102,7 +102,7 @@ def one_by_one(genes: list[int], listed: list[int], kind: str, steps: int, capac
     return None if not row or row == genes else row
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     genes=st.lists(st.integers(2, TOKENS - 1), min_size=1, max_size=24, unique=True),
     lists=st.lists(st.lists(st.integers(2, TOKENS - 1), min_size=1, max_size=4, unique=True), min_size=1, max_size=8),

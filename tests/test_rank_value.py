@@ -70,7 +70,7 @@ def test_random_cells_match_the_reference(dtype: type, shuffled: bool) -> None:
     assert got == [reference(row, tokens.tolist(), medians.tolist(), 300) for row in x]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(
         st.tuples(

@@ -381,7 +381,7 @@ def test_the_collector_rests_while_bytes_are_on_their_way() -> None:
     cache = ReadAheadBlocks(100, fetch, 1000)
     assert cache._fetch(0, 1000) == bytes(1000)
     cache.close()
-    for _ in range(100):
+    for _ in range(6000):
         if gc.isenabled():
             break
         time.sleep(0.01)

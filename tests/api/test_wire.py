@@ -142,7 +142,7 @@ def test_bodies_without_sense_are_refused(body: bytes, said: str) -> None:
         wire.unpack_cells(body)
 
 
-@settings(max_examples=1000, deadline=None, derandomize=True)
+@settings(max_examples=1000)
 @given(st.data())
 def test_damaged_streams_are_refused_or_read(data: st.DataObject) -> None:
     body = bytearray(wire.pack_cells(small(), {}))

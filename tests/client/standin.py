@@ -47,6 +47,8 @@ class Standin:
         What GET /v1/models tells.
     refuses_above
         Cells a request may really hold; None: no limit.
+    together
+        So many requests with a body must be there before the first of them is answered.
     counts
         What answers about perturbations count besides the cells.
     digests
@@ -67,6 +69,7 @@ class Standin:
     counts: dict[str, int] = field(default_factory=dict)
     busy: int = 0
     most_busy: int = 0
+    together: int = 0
     delay_s: float = 0.0
 
     def info(self) -> ModelInfo:
@@ -166,10 +169,18 @@ class Watch:
         state.busy += 1
         state.most_busy = max(state.most_busy, state.busy)
         try:
+            if scope["method"] == "POST":
+                await self._until(lambda: state.most_busy >= state.together)
             await asyncio.sleep(state.delay_s)
             await self._app(scope, receive, send)
         finally:
             state.busy -= 1
+
+    @staticmethod
+    async def _until(true: Callable[[], bool], seconds: float = 60) -> None:
+        async with asyncio.timeout(seconds):
+            while not true():
+                await asyncio.sleep(0.005)
 
 
 def make_app(state: Standin) -> FastAPI:

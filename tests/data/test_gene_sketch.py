@@ -52,7 +52,7 @@ def test_medians_err_by_at_most_what_is_promised(spread: float) -> None:
     assert sketch(x).n_values().tolist() == np.diff(x.tocsc().indptr).tolist()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(st.integers(1, 2**53), min_size=1, max_size=9), st.floats(1e-6, 1e18))
 def test_any_few_values_of_a_gene(counts: list[int], total: float) -> None:
     """One value, an even and an odd number, equal ones, the largest counts."""

@@ -113,11 +113,11 @@ def ray_address(ray_session: None) -> str:
 @pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.chaos)])
 def test_killed_drivers(ray_address: str, config: TokenizeConfig, kills: int) -> None:
     rng, shards = random.Random(1), Path(config.output) / "shards"  # noqa: S311
-    total = FILES * -(-CELLS // SHARD)
+    total = FILES * -(-CELLS // SHARD) // 2  # of the first half: who kills may be late
     for i in range(kills):
         job = start_job(config, RAY_ADDRESS=ray_address)
         there = len(list(shards.glob("*.parquet")))
-        until = there + rng.randrange(max(1, (total - there) // (kills - i)))
+        until = there + rng.randrange(max(1, max(0, total - there) // (kills - i)))
         while job.poll() is None and len(list(shards.glob("*.parquet"))) <= until:
             time.sleep(0.005)
         job.kill()
@@ -202,7 +202,7 @@ def test_a_full_disk(ray_session: None, config: TokenizeConfig, small_disk: Path
     with pytest.raises(Exception, match="No space left on device"):
         tokenize_corpus(config)
     assert not (small_disk / "corpus" / "manifest.json").exists()
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while list(small_disk.rglob("*.tmp")) and time.monotonic() < until:  # cancelled writers clear away
         time.sleep(0.1)
     assert not list(small_disk.rglob("*.tmp"))

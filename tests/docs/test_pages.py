@@ -13,7 +13,7 @@ from tests.conftest import REPOSITORY
 from tests.docs.atlas import place_for, set_up
 from tests.docs.here import fit_here, follow, parsed
 from tests.docs.pages import DOCS, PAGES, Command, File, inline_commands, inputs_of, steps_of
-from tests.serving.conftest import free_port
+from tests.ports import free_port
 
 WITH_RAY = {"tokenize", "annotate", "integrate", "classify_disease", "gene_classes"}
 """Pages of which a command needs Ray even for tiny data."""

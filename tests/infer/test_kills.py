@@ -52,8 +52,11 @@ def parts_there(config: ScreenConfig) -> int:
 
 
 def stops(config: ScreenConfig, kills: int, seed: int) -> "list[int]":
-    """Draw how many parts shall be there at each kill: one in each of as many equal stretches of the work."""
-    rng, total = random.Random(seed), 2 * CELLS  # noqa: S311
+    """Draw how many parts shall be there at each kill: one in each of as many equal stretches of the work's first half.
+
+    Who kills may be late; there is another half to be so in.
+    """
+    rng, total = random.Random(seed), CELLS  # noqa: S311
     return [
         rng.randrange(total * i // kills, max(total * (i + 1) // kills - 3, total * i // kills + 1))
         for i in range(kills)

@@ -1,6 +1,5 @@
 """One server with tiny models for all tests of HTTP, on loopback in the shared Ray."""
 
-import socket
 import time
 import warnings
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from cellray.vocabulary import GeneVocabulary
 from serving.config import ServingConfig
 from tests.conftest import GENES
 from tests.infer.tiny import AGE, DISEASE, cells_of, model_in
+from tests.ports import free_port
 
 SMALL = {"num_cpus": 0.1, "threads": 1, "max_wait_ms": 1.0}
 STATES = {"sick": np.linspace(-1, 1, 128, dtype=np.float32), "well": np.linspace(1, 0, 128, dtype=np.float32) ** 2}
@@ -45,13 +45,7 @@ class Served:
     folder: Path
 
     def client(self, **options: object) -> httpx2.Client:
-        return httpx2.Client(base_url=self.url, timeout=60, **options)  # type: ignore[arg-type]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+        return httpx2.Client(base_url=self.url, timeout=150, **options)  # type: ignore[arg-type]
 
 
 def small_vocabulary() -> GeneVocabulary:
@@ -87,7 +81,7 @@ def served(
         "cells_per_request": 64,
         "genes_per_cell": 200,
         "perturbation_tokens": 20_000,
-        "request_timeout_s": 30,
+        "request_timeout_s": 120,
     }
     port = free_port()
     config = ServingConfig.model_validate(
@@ -135,7 +129,7 @@ class serving:  # noqa: N801  # a context manager, used as a function
         serve.shutdown()
 
 
-def await_ready(url: str, seconds: float = 60) -> None:
+def await_ready(url: str, seconds: float = 120) -> None:
     for _ in range(int(seconds * 10)):
         if httpx2.get(f"{url}/readyz", timeout=30).status_code == 200:
             return

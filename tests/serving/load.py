@@ -52,14 +52,14 @@ class Load:
     def __exit__(self, *exc: object) -> None:
         self._stop.set()
         for thread in self._threads:
-            thread.join(timeout=120)
+            thread.join(timeout=180)
 
     @property
     def share_right(self) -> float:
         return self.seen["right"] / max(1, sum(self.seen.values()))
 
     def _ask(self) -> None:
-        with httpx2.Client(base_url=self.url, timeout=90) as client:
+        with httpx2.Client(base_url=self.url, timeout=150) as client:
             while not self._stop.is_set():
                 started = time.monotonic()
                 told = self._once(client)

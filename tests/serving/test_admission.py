@@ -1,6 +1,7 @@
 """Queues and rooms: what is let in, and what is refused with a time to wait."""
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
@@ -44,25 +45,30 @@ def test_a_room_has_so_many_places() -> None:
 
 
 def slow(upload: Upload) -> Sample | TooMuchError:
+    """Tell that it reads, in the folder that the matrix names, and wait there until it may end."""
     import time
 
-    time.sleep(1)
+    (Path(upload.matrix) / "begun").touch()
+    while not (Path(upload.matrix) / "end").exists():
+        time.sleep(0.01)
     raise InputError("the file", "a", "b", upload.matrix)
 
 
-def test_a_reader_whose_asker_is_gone_keeps_its_place() -> None:
+def test_a_reader_whose_asker_is_gone_keeps_its_place(tmp_path: Path) -> None:
     uploads = Uploads(Limits(uploads_at_once=1))
 
     async def ask() -> None:
-        first = asyncio.create_task(uploads.read(b"", "first", None, slow))
-        await asyncio.sleep(0.2)
+        first = asyncio.create_task(uploads.read(b"", str(tmp_path), None, slow))
+        while not (tmp_path / "begun").exists():
+            await asyncio.sleep(0.01)
         first.cancel()
-        await asyncio.sleep(0)
+        await asyncio.wait([first])
         with pytest.raises(HttpError, match="uploads_at_once"):
             await uploads.read(b"", "second", None, slow)
+        (tmp_path / "end").touch()
         while uploads._room.taken:
-            await asyncio.sleep(0.05)
-        with pytest.raises(InputError, match="third"):
-            await uploads.read(b"", "third", None, slow)
+            await asyncio.sleep(0.01)
+        with pytest.raises(InputError, match=tmp_path.name):
+            await uploads.read(b"", str(tmp_path), None, slow)
 
     asyncio.run(ask())

@@ -45,7 +45,7 @@ def batcher() -> Batcher:
 
 
 async def until(ready: Callable[[], bool]) -> None:
-    for _ in range(2000):
+    for _ in range(12_000):
         if ready():
             return
         await asyncio.sleep(0.005)
@@ -130,58 +130,67 @@ def test_who_gives_up_is_not_computed(batcher: Batcher) -> None:
 
 
 def test_a_batch_with_room_waits_for_more() -> None:
-    batcher, record = Batcher(token_budget=100, max_wait_s=0.5), Recorder()
+    batcher, record = Batcher(token_budget=100, max_wait_s=30.0), Recorder()
 
     async def ask() -> float:
         started = time.monotonic()
         first = asyncio.ensure_future(batcher.rows("a", rows_of(50), record))
         await asyncio.sleep(0.05)
+        assert batcher.load.rows == 1
         await asyncio.gather(first, batcher.rows("a", rows_of(50, first=1), record))
         return time.monotonic() - started
 
-    assert asyncio.run(ask()) < 0.5
+    assert asyncio.run(ask()) < 30
     assert record.batches == [[(0, 50), (1, 50)]]
 
 
 def test_rows_overtake_long_work_and_do_not_starve_it(batcher: Batcher) -> None:
+    """A step after each sixteen batches, and when no rows wait."""
     record, seen = Recorder(), []
+    begun, gate = threading.Event(), threading.Event()
 
     def steps() -> Iterator[int]:
         for i in range(4):
-            time.sleep(0.02)
+            begun.set()
+            gate.wait(20)
             seen.append(len(record.batches))
             yield i
 
     async def ask() -> None:
         long = asyncio.ensure_future(batcher.steps(steps(), priority=2))
-        await until(lambda: len(seen) == 1)
-        await asyncio.gather(*(batcher.rows("a", rows_of(100, first=i), record) for i in range(40)))
+        await until(begun.is_set)
+        rows = [asyncio.ensure_future(batcher.rows("a", rows_of(100, first=i), record)) for i in range(40)]
+        await until(lambda: batcher.load.rows == 40)
+        gate.set()
+        await asyncio.gather(*rows)
         assert await long == [0, 1, 2, 3]
 
     asyncio.run(ask())
     assert len(record.batches) == 40
-    assert seen[0] == 0
-    assert 16 <= seen[3] <= 40
+    assert seen == [0, 16, 32, 40]
 
 
 def test_more_urgent_steps_go_first(batcher: Batcher) -> None:
     order: list[str] = []
+    begun, gate = threading.Event(), threading.Event()
 
     def steps(name: str) -> Iterator[None]:
         for _ in range(3):
-            time.sleep(0.02)
+            begun.set()
+            gate.wait(20)
             order.append(name)
             yield
 
     async def ask() -> None:
         slow = asyncio.ensure_future(batcher.steps(steps("job"), priority=2))
-        await until(lambda: len(order) == 1)
-        await batcher.steps(steps("asked"), priority=1)
-        await slow
+        await until(begun.is_set)
+        urgent = asyncio.ensure_future(batcher.steps(steps("asked"), priority=1))
+        await until(lambda: batcher.load.steps == 2)
+        gate.set()
+        await asyncio.gather(slow, urgent)
 
     asyncio.run(ask())
-    assert [name for name in order if name == "asked"] == ["asked"] * 3
-    assert order[-1] == "job"
+    assert order == ["job", *["asked"] * 3, "job", "job"]
 
 
 def test_urgent_steps_without_end_leave_a_turn_to_others(batcher: Batcher) -> None:
@@ -227,23 +236,26 @@ def test_the_age_of_a_turn_is_told(batcher: Batcher) -> None:
 
 def test_cancelled_steps_stop(batcher: Batcher) -> None:
     made: list[int] = []
+    gate = threading.Event()
 
     def steps() -> Iterator[int]:
         for i in range(1000):
             made.append(i)
-            time.sleep(0.005)
+            if i == 2:
+                gate.wait(20)
             yield i
 
-    async def ask() -> int:
+    async def ask() -> None:
         long = asyncio.ensure_future(batcher.steps(steps()))
-        await until(lambda: len(made) > 2)
+        await until(lambda: len(made) == 3)
         long.cancel()
-        await asyncio.sleep(0.05)
-        count = len(made)
-        await asyncio.sleep(0.1)
-        return len(made) - count
+        await asyncio.wait([long])
+        gate.set()
+        assert await batcher.steps(iter("abc"), priority=9) == ["a", "b", "c"]  # less urgent, but nothing else is left
 
-    assert asyncio.run(ask()) == 0
+    asyncio.run(ask())
+    assert made == [0, 1, 2]
+    assert batcher.load.steps == 0
 
 
 def test_an_error_goes_to_those_it_concerns(batcher: Batcher) -> None:

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx2
@@ -18,7 +18,8 @@ from cellray.errors import InputError
 from serving.config import ServingConfig, is_loopback, read_config
 from tests.conftest import REPOSITORY
 from tests.infer.tiny import model_in
-from tests.serving.conftest import free_port, small_vocabulary
+from tests.ports import free_port
+from tests.serving.conftest import small_vocabulary
 
 MODELS = {"default": {"uri": "somewhere"}}
 
@@ -98,6 +99,7 @@ def test_the_command_line_serves_until_it_is_stopped(tmp_path: Path) -> None:
     options = {
         "models": {"default": {"uri": model_in(tmp_path, small_vocabulary()), "num_cpus": 0.1, "threads": 1}},
         "access": {"auth": "none"},
+        "limits": {"bodies_at_once": 1, "body_s": 300},
         "port": port,
         "ingress_cpus": 0,
     }
@@ -141,18 +143,22 @@ def answered_while_stopping(process: int, told: Path, url: str, cells: object) -
 
     def halves() -> Iterator[bytes]:
         yield body[:20]
-        time.sleep(1)  # until it is in flight
+        time.sleep(0.5)  # so that no other one takes the place of this one
+        wait_for(lambda: httpx2.post(f"{url}/v1/embeddings", content=b"", timeout=30).status_code == 429)
         os.killpg(process, signal.SIGINT)  # as a terminal does: Ray's processes, too
-        for _ in range(100):
-            if "under way may end" in told.read_text():
-                break
-            time.sleep(0.1)
+        wait_for(lambda: "under way may end" in told.read_text())
         refused.append(httpx2.get(f"{url}/readyz", timeout=30))
         refused.append(httpx2.post(f"{url}/v1/embeddings", content=body, timeout=30))
         yield body[20:]
 
+    def wait_for(true: Callable[[], bool], seconds: float = 60) -> None:
+        until = time.monotonic() + seconds
+        while not true():
+            assert time.monotonic() < until, told.read_text()
+            time.sleep(0.1)
+
     headers = {"content-type": "application/json"}
-    answer = httpx2.post(f"{url}/v1/embeddings", content=halves(), headers=headers, timeout=60)
+    answer = httpx2.post(f"{url}/v1/embeddings", content=halves(), headers=headers, timeout=150)
     assert answer.status_code == 200, answer.text
     ready, other = refused
     assert (ready.status_code, ready.json()["status"]) == (503, "draining")

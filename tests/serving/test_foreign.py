@@ -14,7 +14,8 @@ import yaml
 
 from tests.conftest import REPOSITORY
 from tests.infer.tiny import model_in
-from tests.serving.conftest import Served, free_port, small_vocabulary
+from tests.ports import free_port
+from tests.serving.conftest import Served, small_vocabulary
 
 IMPORTS = {"PYTHONPATH": f"{REPOSITORY}:{REPOSITORY}/platform"}
 """Serve's replicas are made by its own processes, so they import what those can."""

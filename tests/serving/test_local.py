@@ -12,7 +12,7 @@ from ray.exceptions import ActorDiedError
 
 from cellray.api import wire
 from serving.access import Asked, Caller, OpenGate
-from serving.answers import Tabled
+from serving.answers import Embedded, Tabled
 from serving.key_gate import KeyFile, KeyGate
 from serving.keys import Key, append_key, digest_of, new_key
 from tests.serving.local import CELLS, Local
@@ -90,6 +90,35 @@ def test_a_wrong_parameter_is_an_error_like_any_other() -> None:
     error = answer.json()["error"]
     assert (answer.status_code, error["code"]) == (422, "invalid_request")
     assert error["message"] == "draw: Input should be greater than or equal to 0"
+
+
+def test_more_cells_than_may_wait_are_refused_at_once() -> None:
+    """Of eight requests of two cells, where five cells may wait."""
+
+    async def ask() -> None:
+        local, gate = Local(options={"max_queued_cells": 5}), asyncio.Event()
+        embed = local.model.embed
+
+        async def slow(*asked: Any) -> Embedded:  # noqa: ANN401
+            await gate.wait()
+            return await embed(*asked)
+
+        local.model.embed = slow  # type: ignore[method-assign]
+        async with local as client:
+            body = as_json(table(2), shared=True)
+            asked = [asyncio.create_task(client.post("/v1/embeddings", json=body)) for _ in range(8)]
+            while sum(each.done() for each in asked) < 6:
+                await asyncio.sleep(0.001)
+            gate.set()
+            answers = await asyncio.gather(*asked)
+        assert sorted(answer.status_code for answer in answers) == 2 * [200] + 6 * [429]
+        for answer in answers:
+            if answer.status_code == 429:
+                error = answer.json()["error"]
+                assert (error["code"], error["limit"]) == ("queue_full", {"name": "max_queued_cells", "value": 5.0})
+                assert int(answer.headers["retry-after"]) >= 1
+
+    asyncio.run(ask())
 
 
 def gate_of(folder: Path, **scopes: list[str]) -> tuple[KeyGate, dict[str, dict[str, str]]]:

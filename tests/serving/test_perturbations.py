@@ -77,7 +77,7 @@ def test_the_strongest_come_first(served: Served, cells: anndata.AnnData) -> Non
             assert own["genes"].tolist() == every.loc[wanted, "genes"].tolist()
 
 
-def finished(client: Client, job: str, seconds: float = 60) -> dict[str, object]:
+def finished(client: Client, job: str, seconds: float = 150) -> dict[str, object]:
     for _ in range(int(seconds * 20)):
         status = client.get(f"/v1/jobs/{job}").json()
         if status["state"] in ("done", "failed", "cancelled"):
@@ -110,7 +110,9 @@ def test_a_job_gives_what_waiting_gives(served: Served, cells: anndata.AnnData) 
 
 
 def test_much_work_becomes_a_job_that_can_be_cancelled(served: Served, cells: anndata.AnnData) -> None:
-    ask = json_cells(cells) | {"perturb": GENES[:25], "pairs": True, "kind": "overexpress"}
+    rows = json_cells(cells)["cells"]
+    many = {"genes": GENES, "cells": [row | {"id": f"{row['id']}-{i}"} for i in range(3) for row in rows]}  # type: ignore[attr-defined]
+    ask = many | {"perturb": GENES[:30], "pairs": True, "kind": "overexpress"}
     with served.client() as client:
         refused = client.post("/v1/perturbations", json=ask | {"background": False})
         assert refused.status_code == 422
@@ -119,9 +121,8 @@ def test_much_work_becomes_a_job_that_can_be_cancelled(served: Served, cells: an
         assert begun.status_code == 202
         job = begun.json()["id"]
         assert client.get(f"/v1/jobs/{job}/result").status_code == 409
-        started = time.monotonic()
         assert client.post("/v1/embeddings", json=json_cells(cells[:2].copy())).status_code == 200
-        assert time.monotonic() - started < 10
+        assert client.get(f"/v1/jobs/{job}").json()["state"] in ("queued", "running")  # who asks little goes first
         assert client.delete(f"/v1/jobs/{job}").json()["state"] == "cancelled"
         assert finished(client, job)["state"] == "cancelled"
         assert client.get(f"/v1/jobs/{job}/result").status_code == 409

@@ -28,7 +28,7 @@ def same(ours: GeneTable, theirs: GeneTable) -> None:
     assert ours.dropped == theirs.dropped
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(seed=st.integers(0, 2**31), cuts=st.lists(st.integers(0, 10_000), max_size=5), block=st.integers(1, 400))
 def test_order_and_cut_do_not_matter(seed: int, cuts: list[int], block: int) -> None:
     whole, other = MemoryStream(FRAME, donor="donor"), shuffled(FRAME, seed, cuts)
@@ -42,7 +42,7 @@ def test_order_and_cut_do_not_matter(seed: int, cuts: list[int], block: int) -> 
     same(pair_interactions(shuffled(PAIRS, seed, cuts), None, blocks), pair_interactions(pairs, None, Options()))
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(seed=st.integers(0, 2**31), size=st.integers(1, 300))
 def test_gene_effects_are_summed_up_alike(seed: int, size: int) -> None:
     rng = np.random.default_rng(seed)

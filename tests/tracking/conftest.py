@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from transformers import BertForMaskedLM
 from cellray.model.checkpoint import save_model
 from cellray.model.presets import bert_config
 from cellray.vocabulary import GeneVocabulary
+from tests.ports import free_port
 
 
 @pytest.fixture(scope="session")
@@ -36,12 +36,6 @@ def store(_tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str
     monkeypatch.setenv("CELLRAY_CACHE", str(tmp_path / "cache"))
     shutil.copyfile(_tables, tmp_path / "mlflow.db")
     return f"sqlite:///{tmp_path}/mlflow.db"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager

@@ -39,32 +39,33 @@ def begin(store: str, params: dict[str, object] | None = None, **options: Any) -
 
 
 TRAINING = """
-import sys, time
+import sys
 from cellray.tracking import start_run
 tracker = start_run(sys.argv[1], "tests", "a run", {"learning_rate": 0.1}, {}, key=sys.argv[2])
 for step in range(1, 1000):
     tracker.log_metrics({"loss": 1 / step, "tokens/s": 5.0}, step)
-    print(step, flush=True)
-    time.sleep(0.01)
+    if step == 12:
+        print("twelve", flush=True)
+        sys.stdin.read()
 """
 
 
 def test_a_killed_run_is_continued_without_double_points(store: str) -> None:
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "platform")}
     process = subprocess.Popen(
-        [sys.executable, "-c", TRAINING, store, KEY], stdout=subprocess.PIPE, text=True, env=environment
+        [sys.executable, "-c", TRAINING, store, KEY],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
     )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if int(line) >= 12:
-            os.kill(process.pid, signal.SIGKILL)
-            break
-    process.wait()
-    process.stdout.close()
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "twelve\n"
+        os.kill(process.pid, signal.SIGKILL)
     (broken,) = runs_of(store)
     assert broken.info.status == "RUNNING"
-    written = len(points(store, broken.info.run_id, "loss"))
-    assert written >= 12
+    assert len(points(store, broken.info.run_id, "loss")) == 12
 
     tracker = begin(store, {"learning_rate": 0.1}, key=KEY)
     for step in range(5, 40):  # from the last checkpoint, step 4
@@ -73,7 +74,7 @@ def test_a_killed_run_is_continued_without_double_points(store: str) -> None:
     (run,) = runs_of(store)
     assert (run.info.run_id, run.info.status) == (broken.info.run_id, "FINISHED")
     assert points(store, run.info.run_id, "loss") == [(step, 1 / step) for step in range(1, 40)]
-    assert tracker.repeated == 2 * (written - 4)
+    assert tracker.repeated == 2 * (12 - 4)
     assert tracker.lost == 0
     assert run.data.tags["cellray.starts"] == "2"
 

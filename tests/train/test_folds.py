@@ -78,7 +78,7 @@ def test_inner_folds_cut_all_but_the_test_part(kind: str, rng: np.random.Generat
     np.testing.assert_array_equal(validated, once.part_kn[0] != TEST)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     kind=st.sampled_from(["grouped", "stratified_grouped"]),
     folds=st.integers(1, 4),

@@ -4,7 +4,6 @@ The objective hides every third gene and the model drops nothing out, so that no
 """
 
 import pickle
-import socket
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -28,6 +27,7 @@ from cellray.train.pretrain import PretrainConfig
 from cellray.train.pretrain_plan import PretrainPlan
 from cellray.train.worker import run_plan
 from cellray.vocabulary import GeneVocabulary
+from tests.ports import free_port
 from tests.train.local import CPU, LocalSession, StopError, plan_of
 from tests.train.test_finetune import CLASSES, plans_of
 
@@ -89,10 +89,7 @@ def _work(rank: int, world_size: int, port: int, folder: str, runs: Sequence[Run
 
 def train_in_group(runs: Sequence[Run], world_size: int, folder: Path, make: Make = certain) -> list[LocalSession]:
     """Train with several processes, one run after the other; return what the first process reported."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    multiprocessing.spawn(_work, (world_size, port, str(folder), runs, make), nprocs=world_size)
+    multiprocessing.spawn(_work, (world_size, free_port(), str(folder), runs, make), nprocs=world_size)
     told = [pickle.loads((folder / f"rank{rank}").read_bytes()) for rank in range(world_size)]
     for sessions in zip(*told, strict=True):
         assert len({str([(r["step"], r["train_loss"]) for r in s.reports]) for s in sessions}) == 1

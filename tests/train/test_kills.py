@@ -92,10 +92,13 @@ def require_equal(config: PretrainConfig, tmp_path: Path, *, two_writers: bool =
 
 @contextmanager
 def killer(config: PretrainConfig, kills: int) -> Iterator[list[int]]:
-    """Kill a worker each time training has come to a step drawn by chance; yields how far it was."""
+    """Kill a worker each time training has come to a step drawn by chance; yields how far it was.
+
+    All are in the first half: who kills may be late, and there is another half to be so in.
+    """
     rng, done, killed = random.Random(kills), threading.Event(), []  # noqa: S311
     assert config.max_steps is not None
-    targets = sorted(rng.sample(range(config.max_steps - 10), kills))
+    targets = sorted(rng.sample(range(config.max_steps // 2), kills))
 
     def kill() -> None:
         for target in targets:
@@ -125,7 +128,7 @@ def killer(config: PretrainConfig, kills: int) -> Iterator[list[int]]:
 def test_killed_workers(
     config: PretrainConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture, workers: int, kills: int
 ) -> None:
-    changes = {"num_workers": (workers, workers), "max_failures": 3 * kills, "max_steps": 20 + 20 * kills}
+    changes = {"num_workers": (workers, workers), "max_failures": 3 * kills, "max_steps": 40 + 20 * kills}
     config = config.model_copy(update=changes)
     with killer(config, kills) as killed, caplog.at_level("INFO", "cellray"):
         pretrain(config)
