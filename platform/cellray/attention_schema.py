@@ -15,9 +15,10 @@ CELLS = "cells"
 SUM, MEAN, MAX = "sum", "mean", "max"
 ENTROPY, UNIFORM_ENTROPY = "entropy", "uniform_entropy"
 SELF_WEIGHT, SPECIAL_WEIGHT, KEPT_WEIGHT = "self_weight", "special_weight", "kept_weight"
-RANK_MASS = "rank_mass"
+RANK_MASS, EVEN_MASS = "rank_mass", "even_mass"
 RANK_BINS = 20
-"""Equal steps of a key's relative rank among its cell's genes, highest expression first."""
+"""Equal steps of a key's relative rank among its cell's genes, highest expression first. A gene belongs to one step, so
+steps of one cell hold unequal numbers of genes, and in a cell of fewer genes than steps some hold none."""
 
 PAIR_TABLE, HEAD_TABLE = "pairs.parquet", "heads.parquet"
 """Tables over all cells, below the directory of the artefact."""
@@ -71,7 +72,8 @@ def head_schema() -> pa.Schema:
 
     `entropy` of a query's weights over all keys, in nats; `uniform_entropy`: what even weights would have, ln(tokens);
     `self_weight` = on the query itself, `special_weight` = on special tokens, `kept_weight` = in the rows that were
-    written, `rank_mass` = on genes by their relative rank, in `RANK_BINS` steps.
+    written, `rank_mass` = on genes by their relative rank, in `RANK_BINS` steps; `even_mass` = what even weights over
+    all tokens of the cell would put there, the share of its tokens in each step. Results of earlier versions lack it.
     """
     numbers = (ENTROPY, UNIFORM_ENTROPY, SELF_WEIGHT, SPECIAL_WEIGHT, KEPT_WEIGHT)
     return pa.schema(
@@ -79,7 +81,7 @@ def head_schema() -> pa.Schema:
             *_PLACE,
             pa.field(CELLS, pa.int64(), nullable=False),
             *(pa.field(name, pa.float64(), nullable=False) for name in numbers),
-            pa.field(RANK_MASS, pa.list_(pa.float64(), RANK_BINS), nullable=False),
+            *(pa.field(name, pa.list_(pa.float64(), RANK_BINS), nullable=False) for name in (RANK_MASS, EVEN_MASS)),
         ]
     )
 

@@ -18,7 +18,10 @@ from cellray.data.corpora.corpus import Corpus
 from cellray.errors import InputError
 from cellray.infer import attention_plan
 from cellray.infer.attention import AttentionConfig, attention
-from cellray.infer.attention_tables import Attention
+from cellray.infer.attention_cell import CellAttention, Wanted
+from cellray.infer.attention_pictures import draw_attention, times_even
+from cellray.infer.attention_sums import HeadSums, Shape
+from cellray.infer.attention_tables import Attention, Axes, write_heads
 from cellray.model.checkpoint import save_model
 from cellray.model.presets import bert_config
 from cellray.vocabulary import GeneVocabulary
@@ -169,13 +172,41 @@ def test_the_table_of_heads_is_brute_force_over_cells(made_v2: Made) -> None:
             entropy = -(weight_qk * np.log(weight_qk)).sum(1).mean()
             own = weight_qk[:, gene].diagonal().mean()
             numbers = [entropy, np.log(len(gene)), own, weight_qk[:, ~gene].sum(1).mean(), kept]
-            expected[layer, head].append(np.array([*numbers, *mass]))
+            even = [(rank_bin == b).sum() / len(gene) for b in range(RANK_BINS)]
+            expected[layer, head].append(np.array([*numbers, *mass, *even]))
     assert (table["cells"] == CELLS).all()
     names = ["entropy", "uniform_entropy", "self_weight", "special_weight", "kept_weight"]
     for row in table.to_dict("records"):
-        found = [*(row[name] for name in names), *row["rank_mass"]]
+        found = [*(row[name] for name in names), *row["rank_mass"], *row["even_mass"]]
         np.testing.assert_allclose(found, np.mean(expected[row["layer"], row["head"]], axis=0), atol=2e-6)
         np.testing.assert_allclose(sum(row["rank_mass"]) + row["special_weight"], 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("lengths", [(7, 3, 1), (198, 128, 41, 12, 3)], ids=["shorter than the steps", "mixed"])
+@pytest.mark.parametrize("special", [0, 2])
+def test_even_weights_show_no_effect_of_rank(tmp_path: Path, lengths: tuple[int, ...], special: int) -> None:
+    """The steps hold unequal numbers of genes; where special tokens take their share, genes still have theirs."""
+    sums = HeadSums(Shape(2, 1, 1, 1))
+    for group, length in enumerate(lengths):
+        gene_l = np.array([False] * (special // 2) + [True] * length + [False] * (special // 2))
+        cell = CellAttention(Wanted(1, 1, 0, "cell"), gene_l, gene_l)
+        cell.add(0, 0, torch.full((1, len(gene_l), len(gene_l)), 1 / len(gene_l)))
+        sums.add_cell(group % 2, cell.measures(cell.kept()))
+    write_heads(str(tmp_path), sums, Axes(("a", "b"), (0,), (0,), GENES[:1]))
+    table = pd.read_parquet(tmp_path / "heads.parquet")
+    found_lb = times_even(table)
+    assert found_lb is not None
+    occupied_b = np.stack(table["even_mass"]).any(axis=0)
+    np.testing.assert_allclose(found_lb[0, occupied_b], 1, rtol=1e-6)
+    assert np.isnan(found_lb[0, ~occupied_b]).all()
+    assert occupied_b.all() == (max(lengths) >= RANK_BINS)
+
+
+def test_weights_by_rank_are_not_drawn_of_results_that_lack_their_even_share(tmp_path: Path) -> None:
+    old = Path(__file__).parents[1] / "compatibility" / "v1" / "attention"
+    said = draw_attention(str(old), str(tmp_path))
+    assert any("weight by rank is not drawn, as an earlier version wrote" in line for line in said)
+    assert (tmp_path / "attention_heads.png").exists()
 
 
 def test_without_a_list_the_most_frequent_genes_are_summed_and_the_others_counted(made_v1: Made) -> None:

@@ -5,18 +5,19 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from cellray import plots, storage
 from cellray.attention_schema import (
     CELLS,
     ENTROPY,
+    EVEN_MASS,
     HEAD,
     KEPT_WEIGHT,
     KEY,
     LAYER,
     MEAN,
     QUERY,
-    RANK_BINS,
     RANK_MASS,
     SELF_WEIGHT,
     SPECIAL_WEIGHT,
@@ -30,6 +31,10 @@ from cellray.infer.attention_tables import Attention
 MOST_GENES = 40
 """Genes of the matrix, of those whose pairs have the largest mean weights."""
 TOP_PAIRS = 40
+_OLD = (
+    "attention_heads.png: weight by rank is not drawn, as an earlier version wrote these weights without even_mass; "
+    "write them anew into another --output"
+)
 
 
 def draw_attention(uri: str, folder: str) -> list[str]:
@@ -44,7 +49,7 @@ def draw_attention(uri: str, folder: str) -> list[str]:
             draw(path)
         drawn.append(f"{target}: picture")
 
-    _heads(attention, write)
+    drawn.extend(_heads(attention, write))
     pairs = _over_groups(attention.pairs())
     if len(pairs):
         _matrix(attention, pairs, symbols, write)
@@ -70,7 +75,8 @@ def _over_groups(pairs: pd.DataFrame) -> pd.DataFrame:
     return found.assign(**{MEAN: found[SUM] / found[CELLS]})
 
 
-def _heads(attention: Attention, write: Write) -> None:
+def _heads(attention: Attention, write: Write) -> list[str]:
+    """Draw measures of heads; returns what is to be said of the picture."""
     manifest, table = attention.manifest, attention.heads()
     shape = (-1, len(manifest.layers), len(manifest.heads))
     cells = table[CELLS].to_numpy().reshape(shape)
@@ -79,8 +85,7 @@ def _heads(attention: Attention, write: Write) -> None:
     def mean(name: str) -> np.ndarray:
         return np.asarray((table[name].to_numpy().reshape(shape) * cells).sum(axis=0) / total)
 
-    ranks = np.stack(table[RANK_MASS].to_list()).reshape(*shape, RANK_BINS)
-    mass_lhb = (ranks * cells[..., None]).sum(axis=0) / total[..., None]
+    times_even_lb = times_even(table)
     measures = {"entropy / that of even weights": mean(ENTROPY) / np.maximum(mean(UNIFORM_ENTROPY), 1e-12)}
     measures["weight on itself"] = mean(SELF_WEIGHT)
     if mean(SPECIAL_WEIGHT).any():
@@ -90,10 +95,35 @@ def _heads(attention: Attention, write: Write) -> None:
     title = f"Attention heads, means over {int(total.max()):,} cells"
     write(
         "heads",
-        lambda path: plots.attention_heads_png(
-            measures, mass_lhb.mean(axis=1), manifest.layers, manifest.heads, path, title
-        ),
+        lambda path: plots.attention_heads_png(measures, times_even_lb, manifest.layers, manifest.heads, path, title),
     )
+    return [] if times_even_lb is not None else [_OLD]
+
+
+def times_even(table: pd.DataFrame) -> NDArray[np.float64] | None:
+    """Return the weight on genes by their rank, relative to that of even weights. Layers, ascending, x steps of rank.
+
+    With m the weight of a cell's queries on a step's genes and e the share of the cell's tokens in that step, it is
+    sum(m) / sum(e), the sums over all cells of all groups and the layer's heads: 1 where weights are even, whatever the
+    cells' lengths. Cells count alike where they have many genes. A mean of the cells' own m / e would not be defined
+    for steps that hold none of a short cell's genes, and elsewhere would weigh a step of one gene like one of hundreds.
+
+    Parameters
+    ----------
+    table
+        Of heads, see `cellray.attention_schema.head_schema`.
+
+    Returns
+    -------
+    Ratios; NaN where no cell has a gene of that rank; None where the table was written before `even_mass` was.
+    """
+    if EVEN_MASS not in table:
+        return None
+    ratios = []
+    for _, own in table.groupby(LAYER):
+        mass_b, even_b = (own[CELLS].to_numpy() @ np.stack(own[name].to_list()) for name in (RANK_MASS, EVEN_MASS))
+        ratios.append(np.divide(mass_b, even_b, out=np.full_like(mass_b, np.nan), where=even_b > 0))
+    return np.stack(ratios)
 
 
 def _matrix(attention: Attention, pairs: pd.DataFrame, symbols: dict[str, str], write: Write) -> None:

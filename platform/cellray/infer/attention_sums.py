@@ -92,15 +92,17 @@ class PairSums:
 
 MEASURES = 5
 """Entropy, entropy of even weights, weight on the query itself, on special tokens, in the rows written."""
+PER_HEAD = MEASURES + 2 * RANK_BINS
+"""And the weight by rank of the key, and what even weights would have there."""
 
 
 class HeadSums:
-    """Of each group, layer and head the sum over cells of `MEASURES` and of the weight by rank of the key."""
+    """Of each group, layer and head the sum over cells of `PER_HEAD` numbers."""
 
     def __init__(self, shape: Shape) -> None:
         self.shape = shape
         self.cells_s = np.zeros(shape.groups, np.int64)
-        self.sum_slhm = np.zeros((shape.groups, shape.layers, shape.heads, MEASURES + RANK_BINS))
+        self.sum_slhm = np.zeros((shape.groups, shape.layers, shape.heads, PER_HEAD))
 
     def add_cell(self, group: int, mean_lhm: NDArray[np.float64]) -> None:
         """Add a cell's own means over its gene queries: every cell counts alike."""
@@ -109,7 +111,7 @@ class HeadSums:
 
     def table(self) -> pa.Table:
         """Return the sums, as another process can add them: a row for each group."""
-        width = self.shape.maps * (MEASURES + RANK_BINS)
+        width = self.shape.maps * PER_HEAD
         sums = pa.FixedSizeListArray.from_arrays(pa.array(self.sum_slhm.reshape(-1)), width)
         return pa.table({_COUNT: pa.array(self.cells_s), _SUM: sums})
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cellray import storage
-from cellray.attention_schema import HEAD_TABLE, PAIR_TABLE, AttentionManifest, head_schema, pair_schema
+from cellray.attention_schema import HEAD_TABLE, PAIR_TABLE, RANK_BINS, AttentionManifest, head_schema, pair_schema
 from cellray.data.corpora.corpus import read_rows
 from cellray.infer.attention_sums import MEASURES, HeadSums, PairSums
 from cellray.schema import PartRecord
@@ -68,9 +68,11 @@ def _head_tables(sums: HeadSums, axes: Axes) -> Iterator[pa.Table]:
         for layer in range(len(axes.layers)):
             for head in range(len(axes.heads)):
                 mean_m: NDArray[np.float64] = sums.sum_slhm[group, layer, head] / cells
-                ranks = pa.FixedSizeListArray.from_arrays(pa.array(mean_m[MEASURES:]), len(mean_m) - MEASURES)
+                ranks = [
+                    pa.FixedSizeListArray.from_arrays(pa.array(x), RANK_BINS) for x in np.split(mean_m[MEASURES:], 2)
+                ]
                 numbers = [pa.array([float(value)]) for value in mean_m[:MEASURES]]
-                columns = [*axes.place(group, layer, head, 1), pa.array([cells]), *numbers, ranks]
+                columns = [*axes.place(group, layer, head, 1), pa.array([cells]), *numbers, *ranks]
                 yield pa.table(columns, schema=head_schema())
 
 
