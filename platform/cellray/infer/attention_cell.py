@@ -56,12 +56,19 @@ class CellAttention:
         What is kept.
     gene_l
         Whether each token of the cell is a gene.
-    told_l
-        Whether it may be told as query and key.
+    told_l, asking_l
+        Whether it may be told as a key, and as a query; None: as a query, too.
     """
 
-    def __init__(self, wanted: Wanted, gene_l: NDArray[np.bool_], told_l: NDArray[np.bool_]) -> None:
+    def __init__(
+        self,
+        wanted: Wanted,
+        gene_l: NDArray[np.bool_],
+        told_l: NDArray[np.bool_],
+        asking_l: NDArray[np.bool_] | None = None,
+    ) -> None:
         self.gene_l, self.told, self._wanted = gene_l, np.flatnonzero(told_l), wanted
+        self.asking = self.told if asking_l is None else np.flatnonzero(asking_l)
         self.genes = int(gene_l.sum())
         self.rank_l = np.where(gene_l, np.cumsum(gene_l) - 1, NO_RANK).astype(np.int32)
         self._bin_g = self.rank_l[gene_l] * RANK_BINS // max(1, self.genes)
@@ -73,7 +80,7 @@ class CellAttention:
         """Take what is wanted from the weights of some queries, `first` and those after it, over all tokens."""
         queries = np.arange(first, first + weight_hqk.shape[1])
         self._measure(layer, first, queries[self.gene_l[queries]], weight_hqk)
-        own = np.intersect1d(queries, self.told)
+        own = np.intersect1d(queries, self.asking)
         if self._wanted.top_k and len(own):
             by_query = self._wanted.top_by == "query"
             found = largest(chosen(weight_hqk, own - first, self.told), self._wanted.top_k, by_query=by_query)

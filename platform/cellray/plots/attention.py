@@ -57,7 +57,7 @@ def attention_heads_png(
 
 
 def _measure(figure: Any, axes: Any, name: str, value_lh: Array) -> None:  # noqa: ANN401
-    image = axes.imshow(value_lh, cmap="viridis", aspect="auto", origin="lower", vmin=0)
+    image = axes.imshow(value_lh, cmap="viridis", aspect="auto", origin="lower")
     axes.set_title(name, fontsize=9)
     axes.set_xlabel("head", fontsize=8)
     bar = figure.colorbar(image, ax=axes, fraction=0.08, pad=0.03)
@@ -79,25 +79,25 @@ def _ranks(figure: Any, times_even_lb: Array, layers: Sequence[int]) -> None:  #
     figure.legend(loc="outside right center", fontsize=7, ncols=1 + len(layers) // 13)
 
 
-def attention_matrix_png(mean_gg: Array, genes: Sequence[str], path: Path, title: str) -> None:
-    """Draw mean weights between genes; pairs that no cell has stay white.
+def attention_matrix_png(mean_qk: Array, queries: Sequence[str], keys: Sequence[str], path: Path, title: str) -> None:
+    """Draw mean weights between genes; pairs without a number stay white.
 
     Parameters
     ----------
-    mean_gg
-        Query (rows) x key (columns); NaN: no cell has both.
-    genes
+    mean_qk
+        Query (rows) x key (columns); NaN: not known.
+    queries, keys
         Names.
     path
         Where the PNG goes.
     title
         Headline.
     """
-    side = max(3.2, 0.2 * len(genes))
-    with canvas(path, side + 2.6, side + 1.8) as figure:
+    high, wide = (max(least, 0.2 * len(side)) for least, side in ((1.2, queries), (3.6, keys)))
+    with canvas(path, wide + 2.6, high + 1.8) as figure:
         axes = figure.subplots()
-        image = axes.imshow(mean_gg, cmap="magma_r", vmin=0)
-        _named(axes, genes, genes, tilted=True)
+        image = axes.imshow(mean_qk, cmap="magma_r", vmin=0, aspect="equal" if len(queries) == len(keys) else "auto")
+        _named(axes, queries, keys, tilted=True)
         axes.set(xlabel="key (attended to)", ylabel="query (attends)")
         axes.set_title(title)
         bar = figure.colorbar(image, ax=axes, fraction=0.05, aspect=25, shrink=0.8)
