@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -45,6 +46,16 @@ _OLD = (
 )
 
 
+class _Drawn(NamedTuple):
+    """What pictures of pairs are made of: all pairs, the strongest first of two genes, symbols, least cells."""
+
+    manifest: AttentionManifest
+    pairs: pd.DataFrame
+    apart: pd.DataFrame
+    symbols: dict[str, str]
+    least: int
+
+
 def draw_attention(uri: str, folder: str, gene_names: str | None = None, min_cells: int | None = None) -> list[str]:
     """Draw finished attention weights, and write the strongest pairs as CSV; groups of cells are taken together.
 
@@ -82,8 +93,9 @@ def draw_attention(uri: str, folder: str, gene_names: str | None = None, min_cel
     apart = over_heads(pairs[pairs[QUERY] != pairs[KEY]], [QUERY, KEY])
     drawn.append(_left_out(every, len(apart), least))
     if len(apart):
-        _matrix(attention.manifest, pairs, apart, symbols, least, write)
-        _top_pairs(attention.manifest, pairs, apart, symbols, least, write)
+        own = _Drawn(attention.manifest, pairs, apart, symbols, least)
+        _matrix(own, write)
+        _top_pairs(own, write)
         with storage.atomic_file(target("pairs.csv")) as path:
             _named(apart[:CSV_PAIRS], symbols).to_csv(path, index=False)
         drawn.append(f"{target('pairs.csv')}: the {min(CSV_PAIRS, len(apart)):,} strongest pairs")
@@ -179,15 +191,9 @@ def times_even(table: pd.DataFrame) -> NDArray[np.float64] | None:
     return np.stack(ratios)
 
 
-def _matrix(
-    manifest: AttentionManifest,
-    pairs: pd.DataFrame,
-    apart: pd.DataFrame,
-    symbols: dict[str, str],
-    least: int,
-    write: Write,
-) -> None:
+def _matrix(of: _Drawn, write: Write) -> None:
     """Draw the means over layers and heads, between the genes of the pairs that are the strongest on the whole."""
+    manifest, pairs, apart, symbols, least = of
     ranked = apart.sort_values(MEAN, ascending=False, kind="stable")
     if manifest.queries:
         rows, columns = (list(dict.fromkeys(ranked[side]))[:MOST_GENES] for side in (QUERY, KEY))
@@ -217,15 +223,9 @@ def _genes(shown: Sequence[str], every: Sequence[str]) -> str:
     return f"{own} of {known:,} genes{more}"
 
 
-def _top_pairs(
-    manifest: AttentionManifest,
-    pairs: pd.DataFrame,
-    apart: pd.DataFrame,
-    symbols: dict[str, str],
-    least: int,
-    write: Write,
-) -> None:
+def _top_pairs(of: _Drawn, write: Write) -> None:
     """Draw the pairs of two genes with the largest mean in any layer and head."""
+    manifest, pairs, apart, symbols, least = of
     shown = apart[:TOP_PAIRS]
     maps = [(layer, head) for layer in manifest.layers for head in manifest.heads]
     index = pd.MultiIndex.from_frame(shown[[QUERY, KEY]])
