@@ -10,14 +10,22 @@ LABEL = "label"
 LAYER, HEAD = "layer", "head"
 QUERY, KEY = "query", "key"
 QUERY_RANK, KEY_RANK = "query_rank", "key_rank"
+QUERY_NAME, KEY_NAME = "query_name", "key_name"
 WEIGHT = "weight"
 CELLS = "cells"
 SUM, MEAN, MAX = "sum", "mean", "max"
 ENTROPY, UNIFORM_ENTROPY = "entropy", "uniform_entropy"
 SELF_WEIGHT, SPECIAL_WEIGHT, KEPT_WEIGHT = "self_weight", "special_weight", "kept_weight"
-RANK_MASS = "rank_mass"
+RANK_MASS, EVEN_MASS = "rank_mass", "even_mass"
 RANK_BINS = 20
-"""Equal steps of a key's relative rank among its cell's genes, highest expression first."""
+"""Equal steps of a key's relative rank among its cell's genes, highest expression first. A gene belongs to one step, so
+steps of one cell hold unequal numbers of genes, and in a cell of fewer genes than steps some hold none."""
+
+
+def is_special(name: str) -> bool:
+    """Whether a query or key is a special token, no gene."""
+    return name.startswith("<")
+
 
 PAIR_TABLE, HEAD_TABLE = "pairs.parquet", "heads.parquet"
 """Tables over all cells, below the directory of the artefact."""
@@ -52,7 +60,10 @@ def weight_schema() -> pa.Schema:
 
 
 def pair_schema() -> pa.Schema:
-    """Return the schema of pairs over cells: `cells` have both genes; sum, mean and max are over these cells."""
+    """Return the schema of pairs over cells: `cells` have both genes; sum, mean and max are over these cells.
+
+    Names are the genes' symbols, null where none is known; results of earlier versions lack them.
+    """
     return pa.schema(
         [
             *_PLACE,
@@ -62,6 +73,8 @@ def pair_schema() -> pa.Schema:
             pa.field(SUM, pa.float64(), nullable=False),
             pa.field(MEAN, pa.float64(), nullable=False),
             pa.field(MAX, pa.float32(), nullable=False),
+            pa.field(QUERY_NAME, pa.string()),
+            pa.field(KEY_NAME, pa.string()),
         ]
     )
 
@@ -71,7 +84,8 @@ def head_schema() -> pa.Schema:
 
     `entropy` of a query's weights over all keys, in nats; `uniform_entropy`: what even weights would have, ln(tokens);
     `self_weight` = on the query itself, `special_weight` = on special tokens, `kept_weight` = in the rows that were
-    written, `rank_mass` = on genes by their relative rank, in `RANK_BINS` steps.
+    written, `rank_mass` = on genes by their relative rank, in `RANK_BINS` steps; `even_mass` = what even weights over
+    all tokens of the cell would put there, the share of its tokens in each step. Results of earlier versions lack it.
     """
     numbers = (ENTROPY, UNIFORM_ENTROPY, SELF_WEIGHT, SPECIAL_WEIGHT, KEPT_WEIGHT)
     return pa.schema(
@@ -79,7 +93,7 @@ def head_schema() -> pa.Schema:
             *_PLACE,
             pa.field(CELLS, pa.int64(), nullable=False),
             *(pa.field(name, pa.float64(), nullable=False) for name in numbers),
-            pa.field(RANK_MASS, pa.list_(pa.float64(), RANK_BINS), nullable=False),
+            *(pa.field(name, pa.list_(pa.float64(), RANK_BINS), nullable=False) for name in (RANK_MASS, EVEN_MASS)),
         ]
     )
 
@@ -98,7 +112,9 @@ class AttentionManifest(Manifest):
     listed
         Whether the user listed the genes; then no others are told.
     genes
-        Those of the table of pairs (with special tokens, where these are told).
+        Those of the table of pairs (with special tokens, where these are told): its keys.
+    queries
+        Genes whose weights are told; none: all, and those of the table of pairs are its `genes`.
     genes_seen
         Genes that the cells have.
     label, labels
@@ -124,6 +140,7 @@ class AttentionManifest(Manifest):
     special_tokens: bool
     listed: bool
     genes: tuple[str, ...]
+    queries: tuple[str, ...] = ()
     genes_seen: int
     label: str | None = None
     labels: tuple[str, ...] = ()

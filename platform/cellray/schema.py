@@ -286,7 +286,10 @@ class Manifest(Record):
         kind = cls.model_fields["artefact"].default
         if not storage.exists(path):
             raise InputError(
-                uri, f"a {kind} holds {MANIFEST}", "no such file", "It is not there or not finished: run its job again."
+                uri,
+                f"{_article(kind)} holds {MANIFEST}",
+                "no such file",
+                "It is not there or not finished: run its job again.",
             )
         value = storage.read_json(path)
         if isinstance(value, dict) and value.get("artefact") == kind:
@@ -298,11 +301,18 @@ class Manifest(Record):
             first = error.errors()[0]
             if first["loc"] == ("artefact",) or first["type"] == "missing":
                 found = str(value.get("artefact", "something else") if isinstance(value, dict) else "something else")
-                raise InputError(uri, f"it must be a {kind}", found, "Check the path.") from None
+                raise InputError(uri, f"it must be {_article(kind)}", found, "Check the path.") from None
             where = ".".join(map(str, first["loc"]))
             newer = first["type"] == "extra_forbidden"
             fix = "A newer cellray may have written it: upgrade." if newer else "Check the path."
-            raise InputError(path, f"it must be the manifest of a {kind}", f"{where}: {said(first)}", fix) from None
+            raise InputError(
+                path, f"it must be the manifest of {_article(kind)}", f"{where}: {said(first)}", fix
+            ) from None
+
+
+def _article(kind: str) -> str:
+    """Return what an artefact is called, with its article where it has one: most artefacts are in the plural."""
+    return kind if kind.endswith("s") or kind == "quality control" else f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
 
 
 class CorpusManifest(Manifest):

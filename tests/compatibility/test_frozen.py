@@ -241,6 +241,9 @@ def test_attention_weights() -> None:
     pair = attention.pairs().iloc[0]
     assert (pair["label"], pair["cells"], pair["mean"]) == ("sick", 2, pytest.approx(0.1040736, abs=1e-6))
     assert len(attention.heads()) == 2 * 2 * 2
+    partners = attention.of_gene(GENES[3])  # before names were written
+    assert set(partners["gene"]) == set(GENES[:3])
+    assert partners["name"].isna().all()
 
 
 def test_a_checkpoint_goes_into_a_model_and_its_optimizer() -> None:

@@ -18,7 +18,10 @@ from cellray.data.corpora.corpus import Corpus
 from cellray.errors import InputError
 from cellray.infer import attention_plan
 from cellray.infer.attention import AttentionConfig, attention
-from cellray.infer.attention_tables import Attention
+from cellray.infer.attention_cell import CellAttention, Wanted
+from cellray.infer.attention_pictures import draw_attention, times_even
+from cellray.infer.attention_sums import HeadSums, Shape
+from cellray.infer.attention_tables import Attention, Axes, write_heads
 from cellray.model.checkpoint import save_model
 from cellray.model.presets import bert_config
 from cellray.vocabulary import GeneVocabulary
@@ -169,13 +172,87 @@ def test_the_table_of_heads_is_brute_force_over_cells(made_v2: Made) -> None:
             entropy = -(weight_qk * np.log(weight_qk)).sum(1).mean()
             own = weight_qk[:, gene].diagonal().mean()
             numbers = [entropy, np.log(len(gene)), own, weight_qk[:, ~gene].sum(1).mean(), kept]
-            expected[layer, head].append(np.array([*numbers, *mass]))
+            even = [(rank_bin == b).sum() / len(gene) for b in range(RANK_BINS)]
+            expected[layer, head].append(np.array([*numbers, *mass, *even]))
     assert (table["cells"] == CELLS).all()
     names = ["entropy", "uniform_entropy", "self_weight", "special_weight", "kept_weight"]
     for row in table.to_dict("records"):
-        found = [*(row[name] for name in names), *row["rank_mass"]]
+        found = [*(row[name] for name in names), *row["rank_mass"], *row["even_mass"]]
         np.testing.assert_allclose(found, np.mean(expected[row["layer"], row["head"]], axis=0), atol=2e-6)
         np.testing.assert_allclose(sum(row["rank_mass"]) + row["special_weight"], 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("lengths", [(7, 3, 1), (198, 128, 41, 12, 3)], ids=["shorter than the steps", "mixed"])
+@pytest.mark.parametrize("special", [0, 2])
+def test_even_weights_show_no_effect_of_rank(tmp_path: Path, lengths: tuple[int, ...], special: int) -> None:
+    """The steps hold unequal numbers of genes; where special tokens take their share, genes still have theirs."""
+    sums = HeadSums(Shape(2, 1, 1, 1, 1))
+    for group, length in enumerate(lengths):
+        gene_l = np.array([False] * (special // 2) + [True] * length + [False] * (special // 2))
+        cell = CellAttention(Wanted(1, 1, 0, "cell"), gene_l, gene_l)
+        cell.add(0, 0, torch.full((1, len(gene_l), len(gene_l)), 1 / len(gene_l)))
+        sums.add_cell(group % 2, cell.measures(cell.kept()))
+    write_heads(str(tmp_path), sums, Axes(("a", "b"), (0,), (0,), GENES[:1], GENES[:1]))
+    table = pd.read_parquet(tmp_path / "heads.parquet")
+    found_lb = times_even(table)
+    assert found_lb is not None
+    occupied_b = np.stack(table["even_mass"]).any(axis=0)
+    np.testing.assert_allclose(found_lb[0, occupied_b], 1, rtol=1e-6)
+    assert np.isnan(found_lb[0, ~occupied_b]).all()
+    assert occupied_b.all() == (max(lengths) >= RANK_BINS)
+
+
+def test_weights_by_rank_are_not_drawn_of_results_that_lack_their_even_share(tmp_path: Path) -> None:
+    old = Path(__file__).parents[1] / "compatibility" / "v1" / "attention"
+    said = draw_attention(str(old), str(tmp_path))
+    assert any("weight by rank is not drawn, as an earlier version wrote" in line for line in said)
+    assert (tmp_path / "attention_heads.png").exists()
+
+
+def test_queries_alone_attend_to_all_genes_and_have_names(
+    made_v1: Made, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In rows and table, against eager attention; partners of one gene; names and least cells in the CSV."""
+    names = tmp_path / "names.csv"
+    names.write_text("ensembl_id,symbol\n" + "".join(f"{gene},S{i}\n" for i, gene in enumerate(GENES)))
+    queries, common = [GENES[4], GENES[0]], {"queries": ("S4", "S0", "S29"), "gene_names": str(names)}
+    unseen = GENES[29] not in {name for cell in made_v1.cells for name in made_v1.genes_of(cell)}
+    manifest = made_v1.run("queries", label="state", top_k=3, special_tokens=True, **common)
+    assert manifest.queries == (*queries, GENES[29])
+    assert "--special-tokens: the vocabulary has neither" in caplog.text
+    assert ("--queries: no cell has 1 of the 3 genes" in caplog.text) == unseen
+    opened = Attention.open(str(made_v1.folder / "queries"))
+    expected = {key: value for key, value in summed(made_v1, set(GENES), None).items() if key[3] in manifest.queries}
+    pairs = opened.pairs().groupby(["layer", "head", "query", "key"])[["sum", "cells"]].sum()
+    assert set(pairs.index) == {key[1:] for key in expected}
+    assert [pairs.loc[key[1:], "cells"] for key in expected] == [len(value) for value in expected.values()]
+    np.testing.assert_allclose(
+        [pairs.loc[k[1:], "sum"] for k in expected], [sum(v) for v in expected.values()], atol=1e-5
+    )
+    rows = weights_of(made_v1.folder / "queries")
+    assert set(rows["query"]) <= set(manifest.queries)
+    first = rows.iloc[0]
+    cell_lhqk, told = made_v1.eager[first["cell_id"]], made_v1.genes_of(first["cell_id"])
+    own = cell_lhqk[first["layer"], first["head"]][[told.index(g) for g in manifest.queries if g in told]]
+    assert first["weight"] == pytest.approx(own.max(), abs=1e-6)
+    partners = opened.of_gene("S4", min_cells=2)
+    means = {k: [np.mean(v) for key, v in expected.items() if key[3:] == (GENES[4], k)] for k in partners["gene"]}
+    assert GENES[4] not in means
+    np.testing.assert_allclose(partners["mean"], [np.mean(means[k]) for k in partners["gene"]], atol=1e-6)
+    np.testing.assert_allclose(partners["top_mean"], [max(means[k]) for k in partners["gene"]], atol=1e-6)
+    assert partners["mean"].is_monotonic_decreasing
+    assert partners["cells"].min() >= 2
+    assert partners["name"].tolist() == [f"S{GENES.index(gene)}" for gene in partners["gene"]]
+    with pytest.raises(InputError, match="one query of the table of pairs must be called so; found none"):
+        opened.of_gene("S7")
+    said = draw_attention(opened.uri, str(tmp_path), str(names), 4)
+    told_pairs = pd.read_csv(tmp_path / "attention_pairs.csv")
+    assert told_pairs["cells"].min() >= 4
+    assert set(told_pairs["query_name"]) <= {"S4", "S0", "S29"}
+    assert any("pairs of two genes in fewer than 4 cells (--min-cells)" in line for line in said)
+    said = draw_attention(opened.uri, str(tmp_path / "none"), None, CELLS + 1)
+    assert any("none, as no pair is left" in line for line in said)
+    assert [path.name for path in (tmp_path / "none").iterdir()] == ["attention_heads.png"]
 
 
 def test_without_a_list_the_most_frequent_genes_are_summed_and_the_others_counted(made_v1: Made) -> None:
@@ -263,12 +340,25 @@ def test_two_actors_write_what_one_process_writes(made_v1: Made, ray_session: No
         ({"heads": ("-1",)}, r"--heads: names some of 0 to 1, or all; found '-1'"),
         ({"genes": ("ENSG99",)}, "every gene must be in the vocabulary; found 'ENSG99'"),
         ({"label": "sex"}, "--label must name an obs column"),
+        ({"queries": ("ENSG99",)}, "--queries: every gene must be in the vocabulary; found 'ENSG99'"),
     ],
 )
 def test_bad_options_are_refused(made_v1: Made, options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         made_v1.run("refused", **options)
     assert not (made_v1.folder / "refused").exists()
+
+
+def test_an_empty_list_of_genes_does_not_mean_all(made_v1: Made) -> None:
+    for option in ("genes", "queries"):
+        for nothing in ("", ("",)):
+            with pytest.raises(ValueError, match="it names no gene; leave the option out for all genes"):
+                made_v1.config("refused", **{option: nothing})
+
+
+def test_the_error_of_a_large_table_names_the_option_it_comes_from() -> None:
+    with pytest.raises(InputError, match=r"^--most-genes: the table of pairs may have"):
+        attention_plan.check_size(Shape(1, 1, 1, 1 << 13, 1 << 13), "--most-genes")
 
 
 def test_a_table_that_is_too_large_is_refused_before_anything_is_computed(
@@ -287,8 +377,10 @@ def test_the_job_says_what_was_left_out_and_draws(made_v2: Made, tmp_path: Path)
     assert said[1] == "left out: 9 cells beyond --max-cells"
     assert said[2].startswith("table of pairs: 10 genes found in most cells, of ")
     pictures = sorted((tmp_path / "pictures").iterdir())
-    assert [path.name for path in pictures] == ["attention_heads.png", "attention_matrix.png", "attention_pairs.png"]
-    for path in pictures:
+    assert [path.name for path in pictures] == [
+        f"attention_{name}" for name in ("heads.png", "matrix.png", "pairs.csv", "pairs.png")
+    ]
+    for path in (path for path in pictures if path.suffix == ".png"):
         height, width, _ = mpl_image.imread(path).shape
         assert 300 < height < 4000
         assert 300 < width < 4000

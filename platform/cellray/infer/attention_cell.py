@@ -56,15 +56,23 @@ class CellAttention:
         What is kept.
     gene_l
         Whether each token of the cell is a gene.
-    told_l
-        Whether it may be told as query and key.
+    told_l, asking_l
+        Whether it may be told as a key, and as a query; None: as a query, too.
     """
 
-    def __init__(self, wanted: Wanted, gene_l: NDArray[np.bool_], told_l: NDArray[np.bool_]) -> None:
+    def __init__(
+        self,
+        wanted: Wanted,
+        gene_l: NDArray[np.bool_],
+        told_l: NDArray[np.bool_],
+        asking_l: NDArray[np.bool_] | None = None,
+    ) -> None:
         self.gene_l, self.told, self._wanted = gene_l, np.flatnonzero(told_l), wanted
+        self.asking = self.told if asking_l is None else np.flatnonzero(asking_l)
         self.genes = int(gene_l.sum())
         self.rank_l = np.where(gene_l, np.cumsum(gene_l) - 1, NO_RANK).astype(np.int32)
         self._bin_g = self.rank_l[gene_l] * RANK_BINS // max(1, self.genes)
+        self._even_b = np.bincount(self._bin_g, minlength=RANK_BINS) / max(1, len(gene_l))
         self._sum_lhm = np.zeros((wanted.layers, wanted.heads, MEASURES + RANK_BINS))
         self._kept: list[Kept] = []
 
@@ -72,7 +80,7 @@ class CellAttention:
         """Take what is wanted from the weights of some queries, `first` and those after it, over all tokens."""
         queries = np.arange(first, first + weight_hqk.shape[1])
         self._measure(layer, first, queries[self.gene_l[queries]], weight_hqk)
-        own = np.intersect1d(queries, self.told)
+        own = np.intersect1d(queries, self.asking)
         if self._wanted.top_k and len(own):
             by_query = self._wanted.top_by == "query"
             found = largest(chosen(weight_hqk, own - first, self.told), self._wanted.top_k, by_query=by_query)
@@ -107,11 +115,12 @@ class CellAttention:
         return found.take(np.arange(len(map_e)) - np.searchsorted(map_e, map_e) < self._wanted.top_k)
 
     def measures(self, kept: Kept) -> NDArray[np.float64]:
-        """Return the means over the cell's gene queries. Layers x heads x measures."""
+        """Return the means over the cell's gene queries, then its tokens' shares. Layers x heads x `PER_HEAD`."""
         sum_lhm = self._sum_lhm.copy()
         gene = self.gene_l[kept.query]
         np.add.at(sum_lhm[:, :, 4], (kept.layer[gene], kept.head[gene]), kept.weight[gene].astype(np.float64))
-        return sum_lhm / max(1, self.genes)
+        even_lhb = np.broadcast_to(self._even_b, (*sum_lhm.shape[:2], RANK_BINS))
+        return np.concatenate([sum_lhm / max(1, self.genes), even_lhb], axis=2)
 
 
 def chosen(weight_hqk: Tensor, query: NDArray[np.int64], key: NDArray[np.int64]) -> Tensor:

@@ -18,6 +18,7 @@ from cellray.schema import PartRecord, request_digest
 PARTIAL = "partial"
 """Folder of the sums, below the directory of the artefact."""
 KINDS = ("pairs", "heads")
+_LAYOUT = 2  # of the sums; those that another version left are made again
 
 
 class Summed(Protocol):
@@ -35,7 +36,7 @@ def _place(output: str, kind: str) -> str:
 
 
 def _own_unit(unit: Unit, kind: str) -> Unit:
-    return replace(unit, key=request_digest(sums=kind, of=unit.key))
+    return replace(unit, key=request_digest(sums=kind, layout=_LAYOUT, of=unit.key))
 
 
 def write_sums(unit: Unit, output: str, kind: str, sums: Summed) -> None:

@@ -1,5 +1,6 @@
 """Which cells, layers, heads and genes attention is told of, and whether the table of pairs fits into memory."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -11,11 +12,13 @@ from cellray import schema, storage
 from cellray.data.collate import TokenRows
 from cellray.data.corpora.codes import MISSING, read_codes
 from cellray.data.corpora.corpus import Corpus
+from cellray.data.medians.gene_tables import read_gene_names
 from cellray.data.parts import Unit
-from cellray.errors import InputError
+from cellray.errors import InputError, listing
 from cellray.infer.attention_sums import BYTES_PER_ENTRY, Shape
-from cellray.model.pooling import is_gene_token
 from cellray.vocabulary import GeneVocabulary
+
+logger = logging.getLogger(__name__)
 
 EVERY = "all"
 MOST_ENTRIES = 1 << 25
@@ -33,10 +36,13 @@ class Panel:
         Their token ids; after them those of special tokens, where these are told.
     genes_seen
         Genes that the chosen cells have.
+    queries
+        Token ids of the only queries; None: the same as `tokens`.
     """
 
     tokens: tuple[int, ...]
     genes_seen: int
+    queries: tuple[int, ...] | None = None
 
 
 def chosen_numbers(option: str, asked: Sequence[str], there: int) -> tuple[int, ...]:
@@ -56,29 +62,42 @@ def chosen_numbers(option: str, asked: Sequence[str], there: int) -> tuple[int, 
     return tuple(sorted({int(name) for name in asked}))
 
 
-def frequent_genes(corpus: Corpus, chosen_n: NDArray[np.bool_], most: int) -> Panel:
-    """Return the genes that most of the chosen cells have; of equally frequent ones the lower token id."""
-    cells_v = _cells_of_tokens(corpus, chosen_n)
-    cells_v[~is_gene_token(corpus.vocabulary).numpy()] = 0
+def frequent_genes(cells_v: NDArray[np.int64], most: int | None) -> tuple[int, ...]:
+    """Return the genes that most cells have, or all that any has; of equally frequent ones the lower token id.
+
+    Parameters
+    ----------
+    cells_v
+        Cells that have each gene; 0 for special tokens.
+    most
+        How many; None: all.
+    """
     order = np.argsort(-cells_v, kind="stable")[:most]
-    return Panel(tuple(sorted(order[cells_v[order] > 0].tolist())), int((cells_v > 0).sum()))
+    return tuple(sorted(order[cells_v[order] > 0].tolist()))
 
 
-def listed_genes(corpus: Corpus, chosen_n: NDArray[np.bool_], tokens: Sequence[int]) -> Panel:
-    """Return listed genes, in the order of the list.
+def require_seen(option: str, cells_v: NDArray[np.int64], tokens: Sequence[int], corpus: Corpus, cells: int) -> None:
+    """Check that some chosen cell has a gene of a list, and tell which genes none has.
 
     Raises
     ------
     InputError
-        No chosen cell has any of them.
+        No cell has any.
     """
-    cells_v = _cells_of_tokens(corpus, chosen_n)
-    if not cells_v[list(tokens)].any():
-        raise InputError("--genes", "some cell must have one of them", "no cell", "Choose other genes, or other cells.")
-    return Panel(tuple(tokens), int((cells_v[is_gene_token(corpus.vocabulary).numpy()] > 0).sum()))
+    lacking = [token for token in tokens if not cells_v[token]]
+    why = (
+        "not counted in these cells, or below the cut: a row holds the highest "
+        f"{corpus.manifest.encoding.input_size:,} genes of its cell at most, the model's input size"
+    )
+    if len(lacking) == len(tokens):
+        fix = f"Choose other genes, or other cells; they were {why}."
+        raise InputError(option, "some cell must have one of the genes", f"none in {cells:,} cells", fix)
+    if lacking:
+        names = listing((corpus.vocabulary.gene_of_token[token] for token in lacking), 20)
+        logger.warning("%s: no cell has %d of the %d genes: %s (%s)", option, len(lacking), len(tokens), names, why)
 
 
-def _cells_of_tokens(corpus: Corpus, chosen_n: NDArray[np.bool_]) -> NDArray[np.int64]:
+def cells_of_tokens(corpus: Corpus, chosen_n: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Return for each token id how many chosen cells have it; a token stands once in its cell."""
     size = len(corpus.vocabulary)
 
@@ -105,6 +124,18 @@ def token_names(vocabulary: GeneVocabulary) -> list[str]:
     return [names[token] for token in range(len(vocabulary))]
 
 
+def symbols_of(vocabulary: GeneVocabulary, gene_names: str | None) -> dict[str, str]:
+    """Return the symbols of genes: those of a user's table outweigh the vocabulary's.
+
+    Raises
+    ------
+    InputError
+        The table is missing, or is none of gene ids and symbols.
+    """
+    own = {gene: symbol for symbol, gene in vocabulary.symbols.items()}
+    return own if gene_names is None else own | read_gene_names(gene_names)
+
+
 @dataclass(frozen=True)
 class Groups:
     """What the tables are parted by: the group of each cell, and the name of each group; None: cells without one."""
@@ -129,8 +160,15 @@ def cell_groups(corpus: Corpus, label: str | None) -> Groups:
     return Groups(np.where(missing, len(coded.values), coded.code_n).astype(np.int32), (*coded.values, *more))
 
 
-def check_size(shape: Shape) -> None:
+def check_size(shape: Shape, option: str) -> None:
     """Check that the table of pairs is small enough.
+
+    Parameters
+    ----------
+    shape
+        Its size.
+    option
+        What its number of genes comes from.
 
     Raises
     ------
@@ -140,11 +178,11 @@ def check_size(shape: Shape) -> None:
     if shape.entries > MOST_ENTRIES:
         size = f"{MOST_ENTRIES:,} numbers ({MOST_ENTRIES * BYTES_PER_ENTRY / 1e6:,.0f} MB)"
         found = (
-            f"{shape.entries:,}: {shape.genes:,} x {shape.genes:,} genes, {shape.layers} layers, {shape.heads} heads, "
+            f"{shape.entries:,}: {shape.queries:,} x {shape.keys:,} genes, {shape.layers} layers, {shape.heads} heads, "
             f"{shape.groups} labels"
         )
-        fix = "List fewer --genes (or --most-genes), --layers or --heads, or a --label of fewer values."
-        raise InputError("--genes", f"the table of pairs may have {size}", found, fix)
+        fix = f"Take fewer genes ({option}), --layers or --heads, or a --label of fewer values."
+        raise InputError(option, f"the table of pairs may have {size}", found, fix)
 
 
 def chosen_units(

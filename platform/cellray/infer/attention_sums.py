@@ -18,17 +18,18 @@ _COUNT, _QUERY, _KEY, _GROUP, _SUM, _MAX = "cells", "query", "key", "group", "su
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of the sums: groups of cells, layers, heads, genes."""
+    """Sizes of the sums: groups of cells, layers, heads, genes as queries, genes as keys."""
 
     groups: int
     layers: int
     heads: int
-    genes: int
+    queries: int
+    keys: int
 
     @property
     def entries(self) -> int:
         """Numbers of the table of pairs."""
-        return self.groups * self.layers * self.heads * self.genes**2
+        return self.groups * self.layers * self.heads * self.queries * self.keys
 
     @property
     def maps(self) -> int:
@@ -41,14 +42,14 @@ class PairSums:
 
     def __init__(self, shape: Shape) -> None:
         self.shape = shape
-        own = (shape.groups, shape.layers, shape.heads, shape.genes, shape.genes)
-        self.sum_slhgg = np.zeros(own)
-        self.max_slhgg = np.zeros(own, np.float32)
-        self.cells_sgg = np.zeros((shape.groups, shape.genes, shape.genes), np.int64)
+        own = (shape.groups, shape.layers, shape.heads, shape.queries, shape.keys)
+        self.sum_slhqk = np.zeros(own)
+        self.max_slhqk = np.zeros(own, np.float32)
+        self.cells_sqk = np.zeros((shape.groups, shape.queries, shape.keys), np.int64)
 
-    def add_cell(self, group: int, genes: NDArray[np.int64]) -> None:
-        """Count a cell that has these genes."""
-        self.cells_sgg[group][np.ix_(genes, genes)] += 1
+    def add_cell(self, group: int, query: NDArray[np.int64], key: NDArray[np.int64]) -> None:
+        """Count a cell that has these genes, of the queries and of the keys."""
+        self.cells_sqk[group][np.ix_(query, key)] += 1
 
     def add_weights(
         self,
@@ -60,19 +61,19 @@ class PairSums:
     ) -> None:
         """Add a cell's weights between genes; each gene stands once in a cell."""
         place = np.ix_(np.arange(self.shape.heads), query, key)
-        self.sum_slhgg[group, layer][place] += weight_hqk
-        own = self.max_slhgg[group, layer]
+        self.sum_slhqk[group, layer][place] += weight_hqk
+        own = self.max_slhqk[group, layer]
         own[place] = np.maximum(own[place], weight_hqk)
 
     def table(self) -> pa.Table:
         """Return the sums of pairs that occur, as another process can add them."""
-        group, query, key = np.nonzero(self.cells_sgg)
+        group, query, key = np.nonzero(self.cells_sqk)
         columns = {name: pa.array(x.astype(np.int32)) for name, x in ((_GROUP, group), (_QUERY, query), (_KEY, key))}
-        sum_pm, max_pm = (x[group, :, :, query, key].reshape(-1) for x in (self.sum_slhgg, self.max_slhgg))
+        sum_pm, max_pm = (x[group, :, :, query, key].reshape(-1) for x in (self.sum_slhqk, self.max_slhqk))
         return pa.table(
             {
                 **columns,
-                _COUNT: pa.array(self.cells_sgg[group, query, key]),
+                _COUNT: pa.array(self.cells_sqk[group, query, key]),
                 _SUM: pa.FixedSizeListArray.from_arrays(pa.array(sum_pm), self.shape.maps),
                 _MAX: pa.FixedSizeListArray.from_arrays(pa.array(max_pm), self.shape.maps),
             }
@@ -81,26 +82,28 @@ class PairSums:
     def add_table(self, table: pa.Table) -> None:
         """Add the sums of another row range; each pair stands once in them."""
         group, query, key = (table[name].to_numpy() for name in (_GROUP, _QUERY, _KEY))
-        self.cells_sgg[group, query, key] += table[_COUNT].to_numpy()
+        self.cells_sqk[group, query, key] += table[_COUNT].to_numpy()
         shape = (-1, self.shape.layers, self.shape.heads)
         sum_plh, max_plh = (table[name].combine_chunks().flatten().to_numpy().reshape(shape) for name in (_SUM, _MAX))
         for layer, head in np.ndindex(self.shape.layers, self.shape.heads):  # no copies of whole tables
             place = (group, layer, head, query, key)
-            self.sum_slhgg[place] += sum_plh[:, layer, head]
-            self.max_slhgg[place] = np.maximum(self.max_slhgg[place], max_plh[:, layer, head])
+            self.sum_slhqk[place] += sum_plh[:, layer, head]
+            self.max_slhqk[place] = np.maximum(self.max_slhqk[place], max_plh[:, layer, head])
 
 
 MEASURES = 5
 """Entropy, entropy of even weights, weight on the query itself, on special tokens, in the rows written."""
+PER_HEAD = MEASURES + 2 * RANK_BINS
+"""And the weight by rank of the key, and what even weights would have there."""
 
 
 class HeadSums:
-    """Of each group, layer and head the sum over cells of `MEASURES` and of the weight by rank of the key."""
+    """Of each group, layer and head the sum over cells of `PER_HEAD` numbers."""
 
     def __init__(self, shape: Shape) -> None:
         self.shape = shape
         self.cells_s = np.zeros(shape.groups, np.int64)
-        self.sum_slhm = np.zeros((shape.groups, shape.layers, shape.heads, MEASURES + RANK_BINS))
+        self.sum_slhm = np.zeros((shape.groups, shape.layers, shape.heads, PER_HEAD))
 
     def add_cell(self, group: int, mean_lhm: NDArray[np.float64]) -> None:
         """Add a cell's own means over its gene queries: every cell counts alike."""
@@ -109,7 +112,7 @@ class HeadSums:
 
     def table(self) -> pa.Table:
         """Return the sums, as another process can add them: a row for each group."""
-        width = self.shape.maps * (MEASURES + RANK_BINS)
+        width = self.shape.maps * PER_HEAD
         sums = pa.FixedSizeListArray.from_arrays(pa.array(self.sum_slhm.reshape(-1)), width)
         return pa.table({_COUNT: pa.array(self.cells_s), _SUM: sums})
 

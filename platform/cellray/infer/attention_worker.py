@@ -38,6 +38,8 @@ class AttentionOptions:
         Of the table of pairs.
     only_listed
         Tell no others.
+    queries
+        Those told as queries, and no others; None: queries and keys are the same.
     first_of
         Number of the first cell of each unit, by its key.
     chosen_n, group_n, group_names
@@ -57,6 +59,7 @@ class AttentionOptions:
     chosen_n: NDArray[np.bool_]
     group_n: NDArray[np.int32]
     group_names: tuple[str | None, ...]
+    queries: tuple[int, ...] | None = None
 
     def cells_of(self, unit: Unit) -> slice:
         """Return which cells of the corpus a unit holds."""
@@ -70,18 +73,25 @@ class AttentionOptions:
     @property
     def shape(self) -> Shape:
         """Sizes of what is summed."""
-        return Shape(len(self.group_names), len(self.layers), len(self.heads), len(self.tokens))
+        return Shape(len(self.group_names), len(self.layers), len(self.heads), len(self.asking), len(self.tokens))
+
+    @property
+    def asking(self) -> tuple[int, ...]:
+        """Queries of the table of pairs."""
+        return self.tokens if self.queries is None else self.queries
 
 
 @dataclass(frozen=True)
 class _Row:
-    """A cell of a unit: its row and group, its tokens, which of them are summed up, and as what."""
+    """A cell of a unit: its row and group, its tokens, which of them are summed as queries and as keys, and where."""
 
     row: int
     group: int
     ids: NDArray[np.uint16]
-    summed: NDArray[np.int64]
-    place: NDArray[np.int64]
+    query: NDArray[np.int64]
+    query_place: NDArray[np.int64]
+    key: NDArray[np.int64]
+    key_place: NDArray[np.int64]
     own: CellAttention
 
 
@@ -95,11 +105,13 @@ class AttentionWorker:
         self._wanted = Wanted(len(options.layers), len(options.heads), options.top_k, options.top_by)
         vocabulary = self._corpus.vocabulary
         self._gene_v = is_gene_token(vocabulary).numpy()
-        self._place_v = np.full(len(vocabulary), -1, np.int64)
-        self._place_v[list(options.tokens)] = np.arange(len(options.tokens))
+        self._query_place_v, self._key_place_v = (
+            _places(tokens, len(vocabulary)) for tokens in (options.asking, options.tokens)
+        )
         self._told_v = self._gene_v | options.special_tokens
         if options.only_listed:
-            self._told_v &= self._place_v >= 0
+            self._told_v &= self._key_place_v >= 0
+        self._asking_v = self._told_v if options.queries is None else self._query_place_v >= 0
         self._names = pa.array(token_names(vocabulary), pa.string())
 
     def __call__(self, unit: Unit, open_part: Callable[[pa.Schema], PartWriter]) -> None:
@@ -117,9 +129,9 @@ class AttentionWorker:
             tables: list[pa.Table] = []
             for cell in cells:
                 kept = cell.own.kept()
-                pairs.add_cell(cell.group, cell.place)
+                pairs.add_cell(cell.group, cell.query_place, cell.key_place)
                 heads.add_cell(cell.group, cell.own.measures(kept))
-                numbers = (1, len(cell.own.told) ** 2, len(cell.summed) ** 2)
+                numbers = (1, len(cell.own.asking) * len(cell.own.told), len(cell.query) * len(cell.key))
                 part.counts.update(dict(zip(COUNTED, numbers, strict=True)))
                 tables.append(self._table(cell, kept, table))
             if options.top_k:
@@ -129,10 +141,10 @@ class AttentionWorker:
 
     def _row(self, rows: TokenRows, row: int, group: int) -> _Row:
         ids = rows.input_ids[rows.offsets[row] : rows.offsets[row + 1]]
-        place = self._place_v[ids]
-        summed = np.flatnonzero(place >= 0)
-        own = CellAttention(self._wanted, self._gene_v[ids], self._told_v[ids])
-        return _Row(row, group, ids, summed, place[summed], own)
+        query_place, key_place = self._query_place_v[ids], self._key_place_v[ids]
+        query, key = np.flatnonzero(query_place >= 0), np.flatnonzero(key_place >= 0)
+        own = CellAttention(self._wanted, self._gene_v[ids], self._told_v[ids], self._asking_v[ids])
+        return _Row(row, group, ids, query, query_place[query], key, key_place[key], own)
 
     def _do_batch(self, ids_nl: NDArray[np.int64], cells: Sequence[_Row], pairs: PairSums) -> None:
         """Give each block of a batch's weights to its cell and to the sums of pairs."""
@@ -141,10 +153,10 @@ class AttentionWorker:
         for block in blocks:
             cell, layer, weight_hqk = cells[block.row], options.layers.index(block.layer), block.weight_hqk
             cell.own.add(layer, block.first, weight_hqk)
-            here = (cell.summed >= block.first) & (cell.summed < block.first + weight_hqk.shape[1])
+            here = (cell.query >= block.first) & (cell.query < block.first + weight_hqk.shape[1])
             if here.any():
-                own_hqk = chosen(weight_hqk, cell.summed[here] - block.first, cell.summed).cpu().numpy()
-                pairs.add_weights(cell.group, layer, cell.place[here], cell.place, own_hqk)
+                own_hqk = chosen(weight_hqk, cell.query[here] - block.first, cell.key).cpu().numpy()
+                pairs.add_weights(cell.group, layer, cell.query_place[here], cell.key_place, own_hqk)
 
     def _table(self, cell: _Row, kept: Kept, table: pa.Table) -> pa.Table:
         """Return a row for each weight of a cell that was kept."""
@@ -162,3 +174,10 @@ class AttentionWorker:
             pa.array(kept.weight),
         ]
         return pa.table(columns, schema=weight_schema())
+
+
+def _places(tokens: Sequence[int], size: int) -> NDArray[np.int64]:
+    """Return where each token id stands among some; -1: nowhere."""
+    place_v = np.full(size, -1, np.int64)
+    place_v[list(tokens)] = np.arange(len(tokens))
+    return place_v

@@ -95,7 +95,7 @@ def test_few_exact_values_of_a_screen(config_of: Callable[..., ScreenConfig]) ->
     assert len(cut.parts) > len(manifest.parts)
     assert bits(other) == bits(table)
     assert (Path(config.output).parent / "cut" / "genes.csv").read_bytes() == genes_csv
-    with pytest.raises(InputError, match="must be a perturbation shifts; found prefiltered perturbation shifts"):
+    with pytest.raises(InputError, match="must be perturbation shifts; found prefiltered perturbation shifts"):
         perturbation_stats(
             PerturbationStatsConfig(shifts=config.output, mode="goal_state_shift", output=f"{config.output}.statistics")
         )
