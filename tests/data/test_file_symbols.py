@@ -18,7 +18,7 @@ from cellray.vocabulary import GeneVocabulary
 from tests.conftest import GENES
 
 A, B, C = GENES[:3]
-INDEX, COLUMN = "var index", "var column 'ensembl_id'"
+INDEX, COLUMN, NAMES = "var index", "var column 'ensembl_id'", "var column 'Gene Symbol'"
 
 
 @pytest.mark.parametrize(
@@ -26,8 +26,8 @@ INDEX, COLUMN = "var index", "var column 'ensembl_id'"
     [
         (["CD74", "LYZ"], {"ensembl_id": [A, B]}, COLUMN, FileSymbols(("CD74", "LYZ"), INDEX)),
         (["0", "1"], {"ensembl_id": [A, B]}, COLUMN, FileSymbols()),
-        ([A, B], {"ensembl_id": [A, B], "symbols": ["X", None]}, COLUMN, FileSymbols(("X", ""), "var column 'symbols'")),
-        ([A, B], {"Gene Symbol": pd.Categorical(["X", "Y "])}, INDEX, FileSymbols(("X", "Y"), "var column 'Gene Symbol'")),
+        ([A, B], {"ensembl_id": [A, B], "Gene Symbol": ["X", None]}, COLUMN, FileSymbols(("X", ""), NAMES)),
+        ([A, B], {"Gene Symbol": pd.Categorical(["X", "Y "])}, INDEX, FileSymbols(("X", "Y"), NAMES)),
         ([A, B], {"n_cells": [3, 4]}, INDEX, FileSymbols()),
         (["0", "1"], {"symbol": [A, B]}, "var column 'symbol'", FileSymbols()),
     ],
