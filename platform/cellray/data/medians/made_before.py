@@ -79,7 +79,7 @@ def made_before(output: str, options: "MedianConfig") -> GeneVocabulary | None:
         vocabulary = GeneVocabulary.load(output)
     except InputError:
         raise InputError(output, rule, "a file that is no vocabulary", fix) from None
-    asked = (request_of(options, version) for version in range(_FORMAT, 0, -1))
-    if vocabulary.origin.get("request") not in asked:
+    made_by = vocabulary.origin.get("request")
+    if not any(made_by == request_of(options, version) for version in range(_FORMAT, 0, -1)):
         raise InputError(output, rule, "a vocabulary of other input or options", fix)
     return vocabulary
