@@ -1,7 +1,7 @@
 """Gene tables with tests from an in silico perturbation screen; optionally pictures."""
 
 from cellray.infer.perturbation_pictures import draw_statistics
-from cellray.infer.perturbation_stats import PerturbationStatsConfig, perturbation_stats
+from cellray.infer.perturbation_stats import PerturbationStatsConfig, few_detections, perturbation_stats
 from cellray.statistics.donors import NO_DONOR
 from jobs._run import run_job
 
@@ -14,6 +14,8 @@ def main(config: PerturbationStatsConfig) -> str:
     donors = manifest.notes.get("donors")
     if isinstance(donors, dict) and donors.get(NO_DONOR):
         made.append(f"over donors: {donors[NO_DONOR]:,} {NO_DONOR}")
+    if (few := few_detections(config.output)) is not None:
+        made.append(few)
     if config.plots is not None:
         made.extend(draw_statistics(config.output, config.plots))
     return "\n".join(made)

@@ -16,7 +16,7 @@ from cellray.data.corpora.corpus import Corpus
 from cellray.data.tokenization import TokenizeConfig, tokenize_corpus
 from cellray.errors import InputError
 from cellray.infer import cutting
-from cellray.infer.choice import draw_evenly
+from cellray.infer.choice import draw_evenly, draw_with_donors_first
 from cellray.infer.screen import ScreenConfig, ScreenPlan, screen
 from cellray.model.checkpoint import save_model
 from cellray.model.masked_lm import new_masked_lm
@@ -160,6 +160,17 @@ def test_a_plan_costs_nothing_and_a_draw_is_even_over_donors(config_of: Callable
     assert np.bincount(donors[plan.chosen_n]).tolist() == [2, 2, 2, 2]
     few = draw_evenly(np.arange(10), np.array([0] * 8 + [1, 2]), 5, seed=3)
     assert set(few) >= {8, 9}
+
+
+def test_cells_without_a_donor_take_no_places_of_cells_with_one() -> None:
+    """Cells 0 to 5 have no donor, 6 to 8 donor 0, 9 and 10 donor 1."""
+    cells, donor_n = np.arange(11), np.array([-1] * 6 + [0] * 3 + [1] * 2, np.int32)
+    for most, unknown in ((2, 0), (4, 0), (5, 0), (7, 2), (11, 6)):
+        drawn = draw_with_donors_first(cells, donor_n, most, seed=3)
+        assert (len(set(drawn)), (drawn < 6).sum()) == (most, unknown)
+        assert drawn.tolist() == sorted(drawn)
+    known = np.array([0, 1] * 5 + [2], np.int32)
+    assert draw_with_donors_first(cells, known, 5, 3).tolist() == draw_evenly(cells, known, 5, 3).tolist()
 
 
 @pytest.mark.parametrize(

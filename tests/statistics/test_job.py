@@ -11,7 +11,13 @@ import pytest
 
 from cellray.errors import InputError
 from cellray.infer.perturbation_pictures import draw_statistics
-from cellray.infer.perturbation_stats import MODES, PerturbationStatsConfig, perturbation_stats, read_table
+from cellray.infer.perturbation_stats import (
+    MODES,
+    PerturbationStatsConfig,
+    few_detections,
+    perturbation_stats,
+    read_table,
+)
 from cellray.schema import CorpusManifest, Encoding
 from cellray.shift_schema import States
 from cellray.statistics.goal_state import goal_state_shift
@@ -223,6 +229,25 @@ def test_pictures(tmp_path: Path, frame: pd.DataFrame, capsys: pytest.CaptureFix
         found = {path.stem: mpl_image.imread(path).shape for path in (tmp_path / f"{name}_png").iterdir()}
         assert set(found) == pictures
         assert all(200 < size < 3000 for shape in found.values() for size in shape[:2])
+
+
+def test_rows_of_few_cells_at_the_head_are_warned_of(tmp_path: Path) -> None:
+    """Twelve genes of three cells each, but one of nine; the larger changes come first."""
+    cells = [(i, g) for g in range(12) for i in range(9 if g == 1 else 3)]
+    many = random_screen(genes=12).iloc[: len(cells)]
+    frame = many.assign(
+        cell_id=[f"c{i}" for i, _ in cells],
+        genes=[gene(g) for _, g in cells],
+        similarity=np.array([1 - 0.01 * g for _, g in cells], np.float32),
+    )
+    shifts, output = write_screen(tmp_path / "s", frame), str(tmp_path / "t")
+    perturbation_stats(config(shifts, tmp_path / "t", "aggregate_data"))
+    assert read_table(output)["Ensembl_ID"].tolist() == [gene(g) for g in range(11, -1, -1)]
+    assert few_detections(output) == (
+        "11 of the first 12 rows were detected in fewer than 5 cells: --min-detections 5 leaves them out"
+    )
+    perturbation_stats(config(shifts, tmp_path / "five", "aggregate_data", min_detections=5))
+    assert few_detections(str(tmp_path / "five")) is None
 
 
 def test_the_command_line(tmp_path: Path, frame: pd.DataFrame, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,8 @@ def choose_cells(
     column, state
         Obs column of the states, and the one whose cells are wanted; None: all cells.
     donor
-        Obs column of the donors that a draw is even over; cells without one count as of one donor.
+        Obs column of the donors that a draw is even over; cells without one are drawn only where those with one do not
+        suffice: tests over donors cannot use them.
     most
         How many cells are wanted; None: all.
     seed
@@ -45,11 +46,28 @@ def choose_cells(
         raise InputError(corpus.uri, "there must be cells to perturb", f"none of {state!r}", "Choose another state.")
     if most is not None and wanted_n.sum() > most:
         donor_n = np.zeros(len(wanted_n), np.int32) if donor is None else read_codes(corpus, donor, "--donor").code_n
-        drawn = draw_evenly(np.flatnonzero(wanted_n), donor_n[wanted_n], most, seed)
-        skipped["beyond --max-cells"] = int(wanted_n.sum()) - most
+        drawn = draw_with_donors_first(np.flatnonzero(wanted_n), donor_n[wanted_n], most, seed)
+        lost = int((donor_n[wanted_n] == MISSING).sum() - (donor_n[drawn] == MISSING).sum())
+        skipped["beyond --max-cells"] = int(wanted_n.sum()) - most - lost
+        if lost:
+            skipped["without a donor, beyond --max-cells"] = lost
         wanted_n = np.zeros_like(wanted_n)
         wanted_n[drawn] = True
     return wanted_n, skipped
+
+
+def draw_with_donors_first(
+    cells: NDArray[np.int64], donor_n: NDArray[np.integer], most: int, seed: int
+) -> NDArray[np.int64]:
+    """Draw cells evenly over their donors; those without a donor (`MISSING`) fill up what is then left to draw.
+
+    See `draw_evenly`, whose draw it is where every cell has a donor.
+    """
+    known = donor_n != MISSING
+    if known.sum() >= most:
+        return draw_evenly(cells[known], donor_n[known], most, seed)
+    others = draw_evenly(cells[~known], donor_n[~known], most - int(known.sum()), seed)
+    return np.sort(np.r_[cells[known], others])
 
 
 def draw_evenly(cells: NDArray[np.int64], donor_n: NDArray[np.integer], most: int, seed: int) -> NDArray[np.int64]:

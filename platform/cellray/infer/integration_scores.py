@@ -96,7 +96,8 @@ def scib_scores(cells: Cells, seed: int = 0) -> list[Score]:
         scib-metrics is not installed.
     """
     if importlib.util.find_spec("scib_metrics") is None:
-        fix = "Install it: python -m pip install 'cellray[scib]'; or use --scorer scikit-learn."
+        install = "python -m pip install --constraint constraints.txt --editable '.[scib]'"  # no index has cellray
+        fix = f"Install it, in the checkout: {install}; or use --scorer scikit-learn."
         raise InputError("--scorer scib-metrics", "needs the package scib-metrics", "it is not installed", fix)
     import scib_metrics as scib  # type: ignore[import-not-found]
     from scib_metrics.nearest_neighbors import NeighborsResults  # type: ignore[import-not-found]

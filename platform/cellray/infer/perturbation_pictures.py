@@ -27,6 +27,9 @@ _INTERVALS = (
 )
 """Intervals of mean effects: over donors where there are any, else over cells."""
 
+_DETECTIONS = ("N_Detections", "N_Detections_test")
+"""Columns of how many cells a perturbation was measured in."""
+
 
 @dataclass(frozen=True)
 class Drawing:
@@ -146,14 +149,24 @@ def _ranked(
         shift, label = drawing.column(name), f"{label}, over donors"
         title += f"; {int((~known).sum()):,} without donors left out" if not known.all() else ""
     intervals = drawing.interval(name)
-    bars = "" if intervals is None else f"{label}\nbars: {share:.0%} intervals over {unit}"
+    bars = "" if intervals is None else f"{share:.0%} intervals over {unit}"
+    counts, counted = _counts(drawing, donors=unit == "donors")
     drawing.write(
         "ranked_shifts",
         lambda path: plots.ranked_shifts_png(
             shift, drawing.labels(), hit, path, title, label=label, interval_g2=intervals, reference=reference,
-            verdicts=verdicts, interval_label=bars,
+            verdicts=verdicts, interval_label=bars, single=f"one {unit[:-1]}", counts=counts, counted=counted,
         ),
     )  # fmt: skip
+
+
+def _counts(drawing: Drawing, *, donors: bool) -> tuple[list[str], str]:
+    """Return in how many cells, and donors where effects are over donors, each perturbation was measured."""
+    cells = next((name for name in _DETECTIONS if name in drawing.table), None)
+    columns = {"cells": cells, "donors": "N_Donors" if donors and "N_Donors" in drawing.table else None}
+    there = {unit: drawing.table[name] for unit, name in columns.items() if name is not None}
+    numbers = zip(*there.values(), strict=True)
+    return [", ".join(f"{int(n):,}" for n in row) for row in numbers], ", ".join(there)
 
 
 def _effects(drawing: Drawing) -> None:

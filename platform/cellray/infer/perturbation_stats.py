@@ -32,6 +32,10 @@ CELLS = "cells"
 """Name of the table of single cells' values, which `aggregate_data` writes beside the gene table."""
 
 
+FIRST_ROWS, FEW_CELLS = 20, 5
+"""A table whose first rows are mostly of fewer cells is warned of."""
+
+
 class PerturbationStatsConfig(JobConfig):
     """Compute gene tables from an in silico perturbation screen."""
 
@@ -283,3 +287,20 @@ def read_table(output: str) -> pd.DataFrame:
         There are none.
     """
     return read_made_table(output, StatisticsManifest)
+
+
+def few_detections(output: str) -> str | None:
+    """Warn where most of the first rows of finished statistics are of a handful of cells; None where they are not.
+
+    Means over few cells are the most extreme: they head a table that nothing was left out of.
+    """
+    table = read_table(output)
+    column = next((name for name in ("N_Detections", "N_Detections_test") if name in table), None)
+    if column is None or table.empty:
+        return None
+    found = table[column].to_numpy()
+    few, shown = int((found[:FIRST_ROWS] < FEW_CELLS).sum()), min(FIRST_ROWS, len(found))
+    if 2 * few <= shown:
+        return None
+    fix = f"--min-detections {FEW_CELLS} leaves them out" if (found >= FEW_CELLS).any() else "screen more cells"
+    return f"{few} of the first {shown} rows were detected in fewer than {FEW_CELLS} cells: {fix}"

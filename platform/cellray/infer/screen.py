@@ -229,6 +229,11 @@ def _check(config: ScreenConfig, corpus: Corpus, model: ModelDirectory, design: 
     if design.largest > (most := corpus.vocabulary.layout(corpus.manifest.encoding.input_size).max_genes):
         rule, fix = f"cells of this corpus hold {most:,} genes at most", "List fewer genes together."
         raise InputError("--genes", rule, f"{design.largest:,} that are perturbed together", fix)
+    if config.state_column is not None:  # before heads: a recipe that names another column than the corpus has
+        asked: dict[str, tuple[str, ...]] = {"--start": (str(config.start),)}
+        if config.state_embeddings is None:
+            asked |= {"--goal": (str(config.goal),), "--alternatives": config.alternatives}
+        check_states(corpus, config.state_column, asked)
     names = prediction_names(cell_heads(model)) if config.probabilities else ()
     own = shift_schema(config.states.names if config.states else (), (), names, named=design.named).names
     if taken := set(own) & set(corpus.manifest.obs_kinds):
@@ -237,11 +242,6 @@ def _check(config: ScreenConfig, corpus: Corpus, model: ModelDirectory, design: 
     if config.state_embeddings is not None:
         assert config.states is not None
         read_states(config.state_embeddings, config.states.names, int(model.config.hidden_size))
-    if config.state_column is not None:
-        asked: dict[str, tuple[str, ...]] = {"--start": (str(config.start),)}
-        if config.state_embeddings is None:
-            asked |= {"--goal": (str(config.goal),), "--alternatives": config.alternatives}
-        check_states(corpus, config.state_column, asked)
 
 
 def check_states(corpus: Corpus, column: str, asked: Mapping[str, tuple[str, ...]]) -> None:

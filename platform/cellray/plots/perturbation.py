@@ -12,6 +12,8 @@ from cellray.plots.canvas import COLOURS, GREY, canvas, short
 Array = NDArray[np.float64]
 TOWARDS, AWAY = COLOURS[1], COLOURS[0]
 _SMALL = 7
+_TINY = 1e-3
+"""Effects below are drawn in a power of ten that the label tells."""
 
 
 def ranked_shifts_png(
@@ -27,6 +29,9 @@ def ranked_shifts_png(
     named: int = 12,
     verdicts: tuple[str, str] = ("FDR ≥ 0.05", "FDR < 0.05"),
     interval_label: str = "",
+    single: str = "one value",
+    counts: Sequence[str] = (),
+    counted: str = "",
 ) -> None:
     """Draw the effects of all perturbations in order; the extremes of both ends are named.
 
@@ -46,11 +51,17 @@ def ranked_shifts_png(
         Names at each end.
     verdicts
         What `significant_g` says where it is false, where it is true.
-    interval_label
-        What the intervals are.
+    interval_label, single
+        What the intervals are, and what a perturbation without one has.
+    counts, counted
+        How many cells (and donors) each perturbation was measured in, written behind its name, and what the counts are.
     """
     order = np.argsort(-shift_g, kind="stable")
-    y, sig, n = shift_g[order], significant_g[order], len(order)
+    sig, n = significant_g[order], len(order)
+    base, unit, label = _scale(shift_g, reference, label)
+    y, reference = (shift_g[order] - base) / unit, (reference - base) / unit
+    lines = [f"{short(names[i], 18)}{f' ({counts[i]})' if counts else ''}" for i in order]
+    intervals = None if interval_g2 is None else (interval_g2[order] - base) / unit
     few = 2 * named >= n
     ends = [(np.arange(n), "")] if few else [(np.arange(named), "highest"), (np.arange(n - named, n), "lowest")]
     with canvas(path, 9.2, 4.8, dpi=200) as figure:
@@ -65,10 +76,32 @@ def ranked_shifts_png(
         axes.legend(loc="best", markerscale=1.8)
         axes.set_title("all perturbations", fontsize="small")
         for side, (rows, text) in zip(sides, ends, strict=True):
-            _named(side, rows, y, [short(names[i], 18) for i in order[rows]], sig, reference, text,
-                   None if interval_g2 is None else interval_g2[order])  # fmt: skip
-            side.set_xlabel(interval_label or label, fontsize="small")
+            head = " ".join(filter(None, [text, f"({counted})" if counts else ""]))
+            _named(side, rows, y, [lines[i] for i in rows], sig, reference, head, intervals)
+            bars = "" if intervals is None or not interval_label else _bars(intervals[rows], interval_label, single)
+            side.set_xlabel("\n".join(filter(None, [label.replace(" [", "\n["), bars])), fontsize="small")
         figure.suptitle(f"{title} (n = {n:,})", fontsize="medium")
+
+
+def _scale(shift_g: Array, reference: float, label: str) -> tuple[float, float, str]:
+    """Return what tiny effects are drawn relative to and in units of, and the label that says so.
+
+    Written by the axis itself, the power of ten would stand over the label.
+    """
+    most = float(np.abs(shift_g - reference).max(initial=0))
+    if not 0 < most < _TINY:
+        return 0.0, 1.0, label
+    power = int(np.floor(np.log10(most)))
+    less = f" $-$ {reference:g}" if reference else ""
+    return reference, 10.0**power, f"{label}{less} [$10^{{{power}}}$]"
+
+
+def _bars(interval: Array, label: str, single: str) -> str:
+    """Say what the bars of some perturbations are, and why some or all of them have none."""
+    missing = int(np.isnan(interval).any(axis=1).sum())
+    if missing == len(interval):
+        return f"no bars: {single} each"
+    return f"bars: {label}" + (f"; {missing} of {single}" if missing else "")
 
 
 def _named(
@@ -96,6 +129,7 @@ def _named(
     axes.tick_params(axis="y", length=0)
     axes.tick_params(axis="x", labelsize=_SMALL)
     axes.locator_params(axis="x", nbins=4)
+    axes.ticklabel_format(axis="x", useOffset=False)
     axes.set_title(text, fontsize="small")
 
 

@@ -24,7 +24,7 @@ Array = NDArray[np.float64]
 
 
 def aggregate_data(stream: ShiftStream, options: Options) -> GeneTable:
-    """Return mean, standard deviation and number of cells of each perturbation.
+    """Return mean, standard deviation and number of cells of each perturbation, the largest mean effect first.
 
     Raises
     ------
@@ -57,6 +57,8 @@ def aggregate_data(stream: ShiftStream, options: Options) -> GeneTable:
             tested = "nothing: what a cell was before the edit is no effect"
         table = pd.concat([table, over_donors], axis=1)
         notes["donors"] = donor_notes(options, tested, moments)
+    largest = np.argsort(-np.abs(cells.mean[kept] - options.no_effect), kind="stable")
+    table = table.iloc[largest].reset_index(drop=True)
     return GeneTable(table, streams.counted({streams.NOT_A_NUMBER: lost}) | dropped, notes)
 
 

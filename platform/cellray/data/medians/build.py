@@ -19,6 +19,7 @@ from cellray.data.medians.made_before import request_of
 from cellray.data.medians.measure import MAX_VALUES, BadFiles, Measured, exact, sketched
 from cellray.data.medians.sketch import ACCURACY
 from cellray.data.medians.sources import Plan, ReadOptions, counted, open_sources, plan_sources
+from cellray.data.medians.symbols import MergedSymbols
 from cellray.data.quality.table import QualityTable
 from cellray.data.session import ensure_ray, plain_errors
 from cellray.data.sources.locate import expand_sources
@@ -30,6 +31,9 @@ logger = logging.getLogger(__name__)
 
 FEW_CELLS = 10
 """A median of fewer cells than this says little; such genes are counted in the report."""
+
+
+_NO_SYMBOLS = "--gene-table gives them"
 
 
 class MedianConfig(JobConfig):
@@ -85,7 +89,8 @@ def build_vocabulary(config: MedianConfig) -> GeneVocabulary:
     """Measure the nonzero median of every gene over all sources and give each a token.
 
     The median of x / n_counts * 10,000 over the cells with x > 0 (Theodoris et al. 2023, Methods); columns of one gene
-    are summed first; genes never seen get no token. Cells with `filter_pass` other than 1, or with `quality` those that
+    are summed first; genes never seen get no token. Symbols are the gene table's, else those that the files tell beside
+    their Ensembl IDs. Cells with `filter_pass` other than 1, or with `quality` those that
     it does not let pass, are left out; with `on_bad_file` `skip` so are bad files, whole. The result is the same for
     any number of workers. What was read and left out stands in the vocabulary's `origin`.
 
@@ -109,11 +114,12 @@ def build_vocabulary(config: MedianConfig) -> GeneVocabulary:
         found = "none; cells left out: " + counted(measured.left_out)
         raise InputError(listing(uris), "some count of a gene must be above zero", found, "Check the files.")
     vocabulary = GeneVocabulary.from_medians(seen, config.generation, plan.kind, config.input_size)
+    symbols = MergedSymbols(tables.symbols, found_in=("--gene-table",)) if tables.symbols else plan.symbols()
     return replace(
         vocabulary,
-        symbols={symbol: gene for symbol, gene in sorted(tables.symbols.items()) if gene in seen},
+        symbols={symbol: gene for symbol, gene in sorted(symbols.gene_of.items()) if gene in seen},
         retired_ids={old: new for old, new in sorted(tables.retired_ids.items()) if new in seen},
-        origin={"request": request_of(config), **_origin(plan, failed, measured, tables, error)},
+        origin={"request": request_of(config), **_origin(plan, failed, measured, tables, error), **_told(symbols)},
     )
 
 
@@ -146,10 +152,38 @@ def describe_origin(vocabulary: GeneVocabulary) -> str:
         f"nonzero values: {o['values']:,}, genes seen in fewer than {FEW_CELLS} cells: {o['genes_of_few_cells']:,}",
         f"cells left out: {counted(Counter(o['cells_left_out']))}",
         f"columns left out, over all files: {counted(Counter(o['columns_left_out']))}; "
-        f"retired ids replaced: {o['columns_replaced']:,}",
+        f"retired ids replaced: {o['columns_replaced']:,}; "
+        f"genes of no cell, which get no token: {o['genes_never_seen']:,}",
+        *_symbols_line(vocabulary),
     )
     left_out = [f"left out, {source['error']}" for source in o.get("failed", ())]
     return "\n".join([*lines, *left_out])
+
+
+def _symbols_line(vocabulary: GeneVocabulary) -> list[str]:
+    """Tell how many genes have a symbol and where it is from; nothing where the ids are symbols."""
+    if vocabulary.id_type == "symbol":
+        return []
+    o = vocabulary.origin
+    if not vocabulary.symbols:
+        earlier = "symbols_from" not in o
+        return [f"no symbols: {'made before files were asked for them; make it anew' if earlier else _NO_SYMBOLS}"]
+    notes = {
+        "symbols of several genes left out": o.get("symbols_shared", 0),
+        "genes with other symbols besides, left out": o.get("symbols_renamed", 0),
+    }
+    told = [f"{n:,} {what}" for what, n in notes.items() if n]
+    genes = len(set(vocabulary.symbols.values()))
+    return ["; ".join([f"symbols: {genes:,} genes, from {', '.join(o.get('symbols_from', ['--gene-table']))}", *told])]
+
+
+def _told(symbols: MergedSymbols) -> dict[str, Any]:
+    """Say where symbols are from and which were left out."""
+    return {
+        "symbols_from": list(symbols.found_in),
+        "symbols_shared": symbols.shared,
+        "symbols_renamed": symbols.renamed,
+    }
 
 
 def _origin(

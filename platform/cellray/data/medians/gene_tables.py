@@ -94,7 +94,7 @@ def _of_types(uri: str, table: pd.DataFrame, gene_types: Sequence[str]) -> pd.Da
 
 def _symbols(table: pd.DataFrame) -> dict[str, str]:
     """Return symbol to gene where the table has symbols; one that several genes bear means none of them."""
-    name = _find(table, SYMBOL_COLUMNS)
+    name = find_column(table, SYMBOL_COLUMNS)
     if name is None:
         return {}
     pairs = pd.DataFrame({"symbol": table[name].str.strip(), "gene": table.index}).drop_duplicates()
@@ -190,7 +190,7 @@ def _json_pairs(uri: str, content: str) -> list[tuple[str, str]]:
 def _table_pairs(uri: str) -> list[tuple[str, str]]:
     """Return the two columns of a table of replacements."""
     table = _read_table(uri)
-    old, new = _find(table, OLD_COLUMNS), _find(table, NEW_COLUMNS)
+    old, new = find_column(table, OLD_COLUMNS), find_column(table, NEW_COLUMNS)
     if old is None or new is None:
         if table.shape[1] != 2:
             raise InputError(
@@ -207,14 +207,14 @@ def _table_pairs(uri: str) -> list[tuple[str, str]]:
 
 def _column(uri: str, table: pd.DataFrame, names: Sequence[str], what: str) -> "pd.Series[str]":
     """Return a needed column."""
-    name = _find(table, names)
+    name = find_column(table, names)
     if name is None:
         rule = f"the table needs a column of {what}, named as one of {listing(names)}"
         raise InputError(uri, rule, f"columns {listing(table.columns, limit=30)}", "Rename the column.")
     return table[name]
 
 
-def _find(table: pd.DataFrame, names: Sequence[str]) -> str | None:
+def find_column(table: pd.DataFrame, names: Sequence[str]) -> str | None:
     """Return the column that bears the first of some names, whatever its case, blanks and underscores."""
     there = {_plain(str(column)): str(column) for column in reversed(table.columns)}
     return next((there[_plain(name)] for name in names if _plain(name) in there), None)

@@ -16,10 +16,17 @@ if TYPE_CHECKING:
     from cellray.data.medians.build import MedianConfig
 
 _AT_ONCE = 16
+_FORMAT = 2
+"""Since 2 symbols are read from the files of counts as well; nothing else came with it."""
 
 
-def request_of(options: "MedianConfig") -> str:
+def request_of(options: "MedianConfig", version: int = _FORMAT) -> str:
     """Return the digest of all that decides a vocabulary: every source's version, every option, every table's content.
+
+    Parameters
+    ----------
+    version
+        Of what is made of them.
 
     Raises
     ------
@@ -27,12 +34,12 @@ def request_of(options: "MedianConfig") -> str:
         A file is missing.
     """
 
-    def version(uri: str) -> Sequence[object]:
+    def stamped(uri: str) -> Sequence[object]:
         stamp = stamp_of(uri)
         return [uri, stamp.size, stamp.version]
 
     with ThreadPoolExecutor(_AT_ONCE) as threads:
-        sources = list(threads.map(version, expand_sources(options.source)))
+        sources = list(threads.map(stamped, expand_sources(options.source)))
     return schema.request_digest(
         artefact="vocabulary",
         sources=sources,
@@ -45,7 +52,7 @@ def request_of(options: "MedianConfig") -> str:
         gene_types=options.gene_types,
         tables=[None if uri is None else _content(uri) for uri in (options.gene_table, options.retired_ids)],
         error=0.0 if options.exact else ACCURACY,
-        format=1,
+        format=version,
     )
 
 
@@ -56,6 +63,9 @@ def _content(uri: str) -> str:
 
 def made_before(output: str, options: "MedianConfig") -> GeneVocabulary | None:
     """Return the vocabulary at an output if this very request made it; None where there is nothing.
+
+    One that an earlier version made of the same request is returned, too: its tokens and medians are the same, and a
+    pipeline that is run again must go on with it. It says for itself that it lacks the files' symbols.
 
     Raises
     ------
@@ -69,6 +79,7 @@ def made_before(output: str, options: "MedianConfig") -> GeneVocabulary | None:
         vocabulary = GeneVocabulary.load(output)
     except InputError:
         raise InputError(output, rule, "a file that is no vocabulary", fix) from None
-    if vocabulary.origin.get("request") != request_of(options):
+    made_by = vocabulary.origin.get("request")
+    if not any(made_by == request_of(options, version) for version in range(_FORMAT, 0, -1)):
         raise InputError(output, rule, "a vocabulary of other input or options", fix)
     return vocabulary

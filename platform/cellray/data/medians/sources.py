@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from cellray.data import gene_ids
 from cellray.data.medians.gene_tables import GeneTables
+from cellray.data.medians.symbols import NO_SYMBOLS, FileSymbols, MergedSymbols, file_symbols, merge_symbols
 from cellray.data.plan import look_at_all, sift
 from cellray.data.quality.table import QualityTable
 from cellray.data.sources.contract import open_source, require_obs, stamp_of
@@ -56,6 +57,8 @@ class OpenedSource:
         Number of columns left out, by reason.
     replaced
         Columns whose id was a retired one.
+    symbols
+        Symbols of its columns, where ids are Ensembl IDs and the file tells them.
     """
 
     uri: str
@@ -65,6 +68,7 @@ class OpenedSource:
     kind: IdType
     left_out: Counter[str]
     replaced: int
+    symbols: FileSymbols = NO_SYMBOLS
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,10 @@ class Plan:
     def n_cells(self) -> int:
         """Cells of all sources."""
         return sum(source.n_cells for source in self.sources)
+
+    def symbols(self) -> MergedSymbols:
+        """Return the symbols that the sources tell of their genes."""
+        return merge_symbols((source.genes, source.symbols) for source in self.sources)
 
     def units(self, cpus: int) -> list[Unit]:
         """Cut the sources into units, at least two for each CPU where there are cells enough.
@@ -186,11 +194,12 @@ def _describe(uri: str, options: ReadOptions, tables: GeneTables) -> OpenedSourc
             raise InputError(uri, "a source needs at least one cell", "none", "Leave it out.")
         if options.n_counts_column:
             require_obs(source, [options.n_counts_column])
-        names, _ = gene_ids.column_names(source, options.gene_ids)
+        names, ids_from = gene_ids.column_names(source, options.gene_ids)
         version = stamp_of(uri).version
         genes, kind, left_out, replaced = _genes(names, tables)
         left_out.update(source.left_out)  # adds up: features of other types are no columns
-        return OpenedSource(uri, version, source.n_cells, tuple(genes), kind, left_out, replaced)
+        symbols = file_symbols(source.var(), ids_from) if kind == "ensembl" else NO_SYMBOLS
+        return OpenedSource(uri, version, source.n_cells, tuple(genes), kind, left_out, replaced, symbols)
 
 
 def _genes(names: Sequence[str], tables: GeneTables) -> tuple[list[str], IdType, Counter[str], int]:
