@@ -6,6 +6,7 @@ depends on when or by how many workers they were made, so equal work gives equal
 
 import json
 import platform
+import re
 from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any, Literal, Self
@@ -310,9 +311,14 @@ class Manifest(Record):
             ) from None
 
 
+_WITHOUT_ARTICLE = re.compile("quality control|.*[^u]s")  # what stands in the plural, as most names do
+
+
 def _article(kind: str) -> str:
-    """Return what an artefact is called, with its article where it has one: most artefacts are in the plural."""
-    return kind if kind.endswith("s") or kind == "quality control" else f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
+    """Return what an artefact is called, with its article where it has one."""
+    if _WITHOUT_ARTICLE.fullmatch(kind):
+        return kind
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
 
 
 class CorpusManifest(Manifest):
