@@ -69,21 +69,22 @@ def test_a_vocabulary_from_counts_says_what_it_wrote(
     output = str(tmp_path / "v.json")
     config, argv = build_vocabulary.BuildVocabularyConfig, ("--source", str(make_h5ad()), "--output", output)
     assert run("build_vocabulary", config, build_vocabulary.main, *argv) == 0
-    made, medians, cells, columns = capsys.readouterr().out.splitlines()
+    made, medians, cells, columns, symbols = capsys.readouterr().out.splitlines()
     assert made.startswith(f"wrote {output}: 40 genes (40 with a median), ids: ensembl, input size 2,048")
     assert medians == (
         "medians: sketched, error at most 0.25%; files: 1, cells: 50, nonzero values: 768, "
         "genes seen in fewer than 10 cells: 1"
     )
-    assert (cells, columns) == (
+    assert (cells, columns, symbols) == (
         "cells left out: none",
-        "columns left out, over all files: none; retired ids replaced: 0",
+        "columns left out, over all files: none; retired ids replaced: 0; genes of no cell, which get no token: 0",
+        "no symbols: --gene-table gives them",
     )
     assert len(GeneVocabulary.load(output).genes) == 40
     assert run("build_vocabulary", config, build_vocabulary.main, *argv, "--workers", "1") == 0
     again = capsys.readouterr().out
     told = made.replace(f"wrote {output}", f"{output} is complete already")
-    assert again.splitlines() == [told, medians, cells, columns]
+    assert again.splitlines() == [told, medians, cells, columns, symbols]
     assert run("build_vocabulary", config, build_vocabulary.main, *argv, "--exact") == 2
     assert "the output must be new, or hold this very result" in capsys.readouterr().err
 
