@@ -23,6 +23,7 @@ from cellray.model.checkpoint import ModelDirectory
 from cellray.train.finetune import FinetuneConfig
 from cellray.train.search.job import search
 from cellray.train.search.options import SearchConfig
+from cellray.train.search.study import StudyPlace
 from tests.conftest import REPOSITORY
 from tests.train.test_finetune import CLASSES, labelled, parent
 
@@ -76,12 +77,14 @@ def command_of(config: SearchConfig) -> list[str]:
 
 
 def trials_of(config: SearchConfig) -> list[optuna.trial.FrozenTrial]:
-    url = f"sqlite:///{config.output}.search/study.db"
-    names = optuna.get_all_study_names(url) if Path(f"{config.output}.search/study.db").exists() else []
-    if not names:
+    database = Path(f"{config.output}.search/study.db")
+    if not database.exists():
         return []
-    (name,) = names
-    return optuna.load_study(study_name=name, storage=url).get_trials()
+    kept = StudyPlace("any", f"sqlite:///{database}").open_storage()  # its tables may be made this moment
+    trials = [trial for study in kept.get_all_studies() for trial in kept.get_all_trials(study._study_id)]
+    kept.remove_session()
+    kept.engine.dispose()
+    return trials
 
 
 def cut_off(config: SearchConfig, folder: Path) -> list[optuna.trial.FrozenTrial]:
@@ -102,7 +105,8 @@ def cut_off(config: SearchConfig, folder: Path) -> list[optuna.trial.FrozenTrial
                     break
                 time.sleep(0.2)
         finally:
-            os.killpg(process.pid, signal.SIGKILL)  # its own session; its actors follow
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)  # its own session; its actors follow
             process.wait()
     return trials_of(config)
 

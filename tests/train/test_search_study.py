@@ -1,6 +1,8 @@
 """Studies: what counts, what is repeated, which trial is best; and what the driver writes down. Without Ray."""
 
 import itertools
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -159,6 +161,22 @@ def test_a_study_belongs_to_one_search(place: StudyPlace) -> None:
     open_study(place, ["macro_f1"], "request")
     with pytest.raises(InputError, match="belongs to one search"):
         open_study(place, ["macro_f1"], "another")
+
+
+def test_many_open_a_new_database_at_once(tmp_path: Path) -> None:
+    """Optuna makes tables and a version's row without waiting for another process that makes them."""
+    at_once = threading.Barrier(6)
+
+    def open_(folder: Path) -> int:
+        place = StudyPlace("s", f"sqlite:///{folder}/study.db")
+        at_once.wait()
+        return open_study(place, ["macro_f1"], "request")._study_id
+
+    with ThreadPoolExecutor(6) as pool:
+        for number in range(4):
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            assert set(pool.map(open_, [folder] * 6)) == {1}
 
 
 def test_passwords_are_not_told() -> None:

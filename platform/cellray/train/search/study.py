@@ -5,6 +5,7 @@ Kept by Optuna in a database that outlives the process. Knows no Ray and no trai
 
 import logging
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,21 +71,28 @@ class StudyPlace:
         InputError
             It cannot be opened.
         """
-        from optuna.storages import RDBStorage
-
         logging.getLogger("optuna").setLevel(logging.WARNING)
-        waits = {"connect_args": {"timeout": _LOCK_S}} if self.url.startswith("sqlite") else {}
         try:
-            try:
-                return RDBStorage(self.url, engine_kwargs=waits)
-            except Exception as error:
-                if "already exists" not in str(error):
-                    raise
-                return RDBStorage(self.url, engine_kwargs=waits)  # another process made the tables at the same time
+            return self._storage()
         except Exception as error:  # each database has errors of its own
             found = mask_text(" ".join(str(error).split()))[:300].replace(self.url, mask_text(self.url))
             fix = "Check the URL (as postgresql://user:password@host/name) and that the database's driver is installed."
             raise InputError("--study-storage", "the database must open", found, fix) from None
+
+    def _storage(self) -> "RDBStorage":
+        """Open the database again where another process makes its tables at the same time: Optuna does not wait."""
+        from optuna.storages import RDBStorage
+        from sqlalchemy.exc import DBAPIError, IntegrityError
+
+        waits = {"connect_args": {"timeout": _LOCK_S}} if self.url.startswith("sqlite") else {}
+        for pause_s in (0.1, 0.2, 0.4, 0.8, 1.6):
+            try:
+                return RDBStorage(self.url, engine_kwargs=waits)
+            except DBAPIError as error:
+                if not isinstance(error, IntegrityError) and "already exists" not in str(error):
+                    raise
+            time.sleep(pause_s)
+        return RDBStorage(self.url, engine_kwargs=waits)
 
 
 def place_of(config: SearchConfig, request: str) -> StudyPlace:
