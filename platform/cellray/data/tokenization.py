@@ -7,6 +7,7 @@ sources into units, let `cellray.data.units` do them, account for every cell.
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
@@ -183,9 +184,11 @@ def tokenize_corpus(config: TokenizeConfig) -> CorpusManifest:
     job = prepare(config)
     if done := finished(job.output, job.request, CorpusManifest):
         return done
-    storage.write_bytes(storage.join(job.output, schema.VOCABULARY), job.options.vocabulary.to_json())
     ensure_ray()
-    results = run_units("tokenize", job.output, job.units, TokenizeWorker(job.options), config.workers)
+    with ThreadPoolExecutor(1) as beside:
+        saved = beside.submit(job.options.vocabulary.save, storage.join(job.output, schema.VOCABULARY))
+        results = run_units("tokenize", job.output, job.units, TokenizeWorker(job.options), config.workers)
+        saved.result()
     broken = {u.source: r for u, r in zip(job.units, results, strict=True) if isinstance(r, InputError)}
     if broken and (config.on_bad_file == "fail" or len(broken) == len(job.plans)):
         raise combined(list(broken.values()))
