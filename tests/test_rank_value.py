@@ -88,6 +88,16 @@ def test_any_counts_and_medians_match_the_reference(genes: list[tuple[int, float
         assert encode(x, tokens, medians, TokenLayout(size)) == [reference(x[0], tokens, medians, size)]
 
 
+@pytest.mark.parametrize("n_distinct", [1, 2, 40])
+def test_many_equal_keys_go_by_token(n_distinct: int) -> None:
+    rng = np.random.default_rng(n_distinct)
+    tokens = rng.permutation(np.arange(2, 702)).tolist()
+    medians = rng.integers(1, n_distinct + 1, 700).astype(float).tolist()
+    x = rng.integers(0, 3, (5, 700))
+    found = encode(x, tokens, medians, TokenLayout(999))
+    assert found == [reference(row, tokens, medians, 999) for row in x]
+
+
 @pytest.mark.parametrize("size", [1, 7, 100, 2047, 2999, 3000])
 def test_cells_of_more_genes_than_fit(size: int) -> None:
     rng = np.random.default_rng(size)

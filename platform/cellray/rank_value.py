@@ -15,10 +15,13 @@ from cellray.vocabulary import TokenLayout
 UNKNOWN_GENE = -1
 """Token of a column whose gene the vocabulary lacks."""
 
-_DIGIT_BITS = 11
-_BUCKETS = 1 << _DIGIT_BITS
-_POSITION_BITS = 16  # token ids fit 16 bits, so a cell has fewer known genes than that
-_POSITION = (1 << _POSITION_BITS) - 1
+_DIGIT_BITS = np.uint64(11)
+_BUCKETS = 1 << 11
+_LOW_DIGIT = np.uint64(_BUCKETS - 1)
+_POSITION_BITS = np.uint64(16)  # token ids fit 16 bits, so a cell has fewer known genes than that
+_POSITION = np.uint64((1 << 16) - 1)
+_ONE = np.uint64(1)
+_MOST_SWAPS = 1  # a gene, while ties are put right: beyond that it is faster to sort by token first
 
 
 @dataclass(frozen=True)
@@ -101,9 +104,13 @@ def encode_rows(
     return EncodedCells(ids, offsets, n_genes)
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True, error_model="numpy")
 def _encode_rows(counts, columns, indptr, token_g, median_g, max_genes, cls_id, eos_id):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    """Encode each row in turn; see `encode_rows`. An id of -1 is a special token the layout lacks."""
+    """Encode each row in turn; see `encode_rows`. An id of -1 is a special token the layout lacks.
+
+    Written for the compiler: what a row does not count is written over instead of branched around, and unsigned indices
+    need no look whether they count from the end.
+    """
     n_cells = indptr.size - 1
     longest, bound = 0, 0
     for i in range(n_cells):
@@ -118,26 +125,24 @@ def _encode_rows(counts, columns, indptr, token_g, median_g, max_genes, cls_id, 
     order, spare = np.empty(longest, np.uint64), np.empty(longest, np.uint64)
     end = 0
     for i in range(n_cells):
+        row, row_columns = counts[indptr[i] : indptr[i + 1]], columns[indptr[i] : indptr[i + 1]]
         n = 0
-        in_token_order = True
-        for j in range(indptr[i], indptr[i + 1]):
-            t = token_g[columns[j]]
-            if t != UNKNOWN_GENE and counts[j] > 0:
-                key[n] = counts[j] / median_g[columns[j]]
-                token[n] = t
-                in_token_order &= n == 0 or token[n - 1] < t
-                n += 1
+        for j in range(row.size):
+            g = np.uint64(row_columns[j])
+            key[n], token[n] = row[j] / median_g[g], token_g[g]
+            n += (token_g[g] != UNKNOWN_GENE) & (row[j] > 0)
         n_genes[i] = n
         if n > 0:
-            if not in_token_order:  # the sort by key is stable: this settles the ties
+            if not _order_descending(key[:n], token, order, spare, _MOST_SWAPS * n):  # ties in plenty
                 _sort_by_token(key[:n], token[:n], key_spare, token_spare)
-            _order_descending(key[:n], order, spare)
+                _order_descending(key[:n], token, order, spare, n * n)
             if cls_id >= 0:
                 out[end] = cls_id
                 end += 1
-            for j in range(min(n, max_genes)):
-                out[end] = token[order[j] & np.uint64(_POSITION)]
-                end += 1
+            kept = out[end : end + min(n, max_genes)]
+            for j in range(kept.size):
+                kept[j] = token[order[j] & _POSITION]
+            end += kept.size
             if eos_id >= 0:
                 out[end] = eos_id
                 end += 1
@@ -166,13 +171,14 @@ def _sort_by_token(key, token, key_spare, token_spare):  # type: ignore[no-untyp
         start[1, b] += 1
 
 
-@numba.njit(cache=True, nogil=True)
-def _order_descending(key, order, spare):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    """Write the stable descending order of positive float64 keys into the low 16 bits of `order`.
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _order_descending(key, token, order, spare, most_swaps):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """Write the descending order of positive float64 keys, ties by token, into the low 16 bits of `order`.
 
     The bits of positive floats sort as whole numbers. Counted down from the largest key and shifted so that the
-    smallest fits 22 bits, they are sorted by two passes over digits of 11 bits; keys that differ below that are put
-    right by an insertion pass on the full keys, so the order is exact. Equal keys stay as they came.
+    smallest fits 22 bits, they are sorted by two passes over digits of 11 bits; keys that agree so far are put right by
+    an insertion pass on the full keys and the tokens, so the order is exact. Returns False, with the work undone, if
+    that pass needs more than `most_swaps` steps: many equal keys, whose tokens came in another order.
     """
     n = key.size
     bits = key.view(np.uint64)
@@ -182,32 +188,37 @@ def _order_descending(key, order, spare):  # type: ignore[no-untyped-def]  # noq
     shift = np.uint64(0)
     while (top - low) >> shift >= 1 << (2 * _DIGIT_BITS):
         shift += np.uint64(1)
-    low_start = np.zeros(_BUCKETS + 1, np.int32)
-    high_start = np.zeros(_BUCKETS + 1, np.int32)
+    low_start = np.zeros(_BUCKETS + 1, np.uint32)
+    high_start = np.zeros(_BUCKETS + 1, np.uint32)
     for j in range(n):
         rank = (top - bits[j]) >> shift
-        spare[j] = (rank << np.uint64(_POSITION_BITS)) | np.uint64(j)
-        low_start[(rank & np.uint64(_BUCKETS - 1)) + 1] += 1
-        high_start[(rank >> np.uint64(_DIGIT_BITS)) + 1] += 1
+        spare[j] = (rank << _POSITION_BITS) | np.uint64(j)
+        low_start[(rank & _LOW_DIGIT) + _ONE] += np.uint32(1)
+        high_start[(rank >> _DIGIT_BITS) + _ONE] += np.uint32(1)
     for b in range(_BUCKETS):
         low_start[b + 1] += low_start[b]
         high_start[b + 1] += high_start[b]
     for j in range(n):
-        b = (spare[j] >> np.uint64(_POSITION_BITS)) & np.uint64(_BUCKETS - 1)
+        b = (spare[j] >> _POSITION_BITS) & _LOW_DIGIT
         order[low_start[b]] = spare[j]
-        low_start[b] += 1
+        low_start[b] += np.uint32(1)
     for j in range(n):
-        b = order[j] >> np.uint64(_POSITION_BITS + _DIGIT_BITS)
+        b = order[j] >> (_POSITION_BITS + _DIGIT_BITS)
         spare[high_start[b]] = order[j]
-        high_start[b] += 1
-    for j in range(n):
-        entry = spare[j]
-        i = j
-        while (
-            i > 0
-            and order[i - 1] >> np.uint64(_POSITION_BITS) == entry >> np.uint64(_POSITION_BITS)
-            and bits[order[i - 1] & np.uint64(_POSITION)] < bits[entry & np.uint64(_POSITION)]
-        ):
+        high_start[b] += np.uint32(1)
+    swaps = 0
+    order[0] = spare[0]
+    for j in range(1, n):
+        entry, i = spare[j], j
+        at = entry & _POSITION
+        while i > 0 and order[i - 1] >> _POSITION_BITS == entry >> _POSITION_BITS:
+            before = order[i - 1] & _POSITION
+            if bits[before] > bits[at] or (bits[before] == bits[at] and token[before] < token[at]):
+                break
             order[i] = order[i - 1]
             i -= 1
         order[i] = entry
+        swaps += j - i
+        if swaps > most_swaps:
+            return False
+    return True
