@@ -1,6 +1,8 @@
 """Finds the processes of a test's own Ray, to kill them."""
 
 import os
+import random
+import signal
 from pathlib import Path
 
 
@@ -19,3 +21,15 @@ def ray_workers(*names: str) -> list[int]:
     raylets = {int(pid) for pid, (name, parent) in found.items() if name.endswith("raylet") and parent == os.getpid()}
     own = [(int(pid), name) for pid, (name, parent) in found.items() if parent in raylets]
     return [pid for pid, name in own if name.split(".")[0] in names]
+
+
+def kill_worker(rng: random.Random, *names: str) -> bool:
+    """Kill one of these workers; return False if there was none, or it ended by itself in the meantime."""
+    workers = ray_workers(*names)
+    if not workers:
+        return False
+    try:
+        os.kill(rng.choice(workers), signal.SIGKILL)
+    except ProcessLookupError:  # Ray ends workers that have nothing to do
+        return False
+    return True

@@ -2,7 +2,6 @@
 
 import os
 import random
-import signal
 import subprocess
 import sys
 import threading
@@ -19,7 +18,7 @@ from cellray.errors import InputError
 from cellray.vocabulary import GeneVocabulary
 from tests.conftest import REPOSITORY
 from tests.faulty_proxy import FAULTS, Fault, FaultyProxy
-from tests.processes import ray_workers
+from tests.processes import kill_worker
 from tests.s3 import s3_environment
 
 Make = Callable[..., Path]
@@ -72,9 +71,7 @@ def test_killed_workers(ray_session: None, config: TokenizeConfig, kills: int) -
     def kill() -> None:
         nonlocal killed
         while killed < kills and not done.wait(0.05 + rng.random() / 5):
-            if workers := ray_workers("ray::_call", "ray::IDLE"):
-                os.kill(rng.choice(workers), signal.SIGKILL)
-                killed += 1
+            killed += kill_worker(rng, "ray::_call", "ray::IDLE")
 
     killer = threading.Thread(target=kill)
     killer.start()
@@ -194,7 +191,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     ):
         pytest.skip("needs the right to mount a small file system")
     yield disk
-    subprocess.run(["umount", disk], check=True)
+    subprocess.run(["umount", "--lazy", disk], check=True)  # a worker may still have a file of it open
 
 
 def test_a_full_disk(ray_session: None, config: TokenizeConfig, small_disk: Path) -> None:

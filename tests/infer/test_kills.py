@@ -2,7 +2,6 @@
 
 import os
 import random
-import signal
 import subprocess
 import sys
 import threading
@@ -16,7 +15,7 @@ from cellray.infer.screen import ScreenConfig, screen
 from cellray.vocabulary import GeneVocabulary
 from tests.conftest import REPOSITORY
 from tests.infer.tiny import cells_of, corpus_in, model_in
-from tests.processes import ray_workers
+from tests.processes import kill_worker
 
 CELLS = 30
 
@@ -65,15 +64,14 @@ def stops(config: ScreenConfig, kills: int, seed: int) -> "list[int]":
 
 @pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.chaos)])
 def test_killed_actors(ray_session: None, config: ScreenConfig, kills: int) -> None:
-    rng, killed, done = random.Random(0), [], threading.Event()  # noqa: S311
+    rng, killed, done = random.Random(0), 0, threading.Event()  # noqa: S311
 
     def kill() -> None:
+        nonlocal killed
         for stop in stops(config, kills, 0):
             while not done.wait(0.005):
-                own = ray_workers("ray::MapWorker(Map(_UnitActor))")
-                if parts_there(config) >= stop and own:
-                    killed.append(rng.choice(own))
-                    os.kill(killed[-1], signal.SIGKILL)
+                if parts_there(config) >= stop and kill_worker(rng, "ray::MapWorker(Map(_UnitActor))"):
+                    killed += 1
                     break
 
     killer = threading.Thread(target=kill)
@@ -83,7 +81,7 @@ def test_killed_actors(ray_session: None, config: ScreenConfig, kills: int) -> N
     finally:
         done.set()
         killer.join()
-    assert len(killed) == kills
+    assert killed == kills
     require_equal(config)
 
 

@@ -37,7 +37,10 @@ def last_line(log: Path) -> str:
 def newest_step(output: str) -> int:
     """Return the step of the newest checkpoint beside an output, 0 if there is none."""
     records = Path(f"{output}.training").glob("*/step-*/checkpoint.json")
-    return max((int(path.parent.name.removeprefix("step-")) for path in records), default=0)
+    try:
+        return max((int(path.parent.name.removeprefix("step-")) for path in records), default=0)
+    except FileNotFoundError:  # a job that is done clears the folder away, under the eyes of who looks into it
+        return 0
 
 
 def wait_for_step(output: str, step: int, job: subprocess.Popen[bytes], log: Path) -> None:

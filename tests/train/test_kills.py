@@ -18,7 +18,7 @@ from cellray.data.corpora.corpus import Corpus
 from cellray.errors import TrainingError
 from cellray.train.pretrain import PretrainConfig, pretrain
 from cellray.train.state import load_weights
-from tests.processes import ray_workers
+from tests.processes import kill_worker, ray_workers
 from tests.tracking.conftest import _tables, store
 from tests.train.jobs import last_line, newest_step, recorded_history, start_job, wait_for_step
 from tests.train.local import CPU, LocalSession, plan_of, train
@@ -103,13 +103,12 @@ def killer(config: PretrainConfig, kills: int) -> Iterator[list[int]]:
     def kill() -> None:
         for target in targets:
             while not done.is_set():
-                workers = ray_workers("ray::RayTrainWorker")
-                if newest_step(config.output) >= target and workers:
+                if (step := newest_step(config.output)) >= target and ray_workers("ray::RayTrainWorker"):
                     time.sleep(rng.random() / 10)
-                    killed.append(newest_step(config.output))
-                    os.kill(rng.choice(workers), signal.SIGKILL)
-                    time.sleep(1.0)  # until Ray has noticed
-                    break
+                    if kill_worker(rng, "ray::RayTrainWorker"):
+                        killed.append(step)
+                        time.sleep(1.0)  # until Ray has noticed
+                        break
                 done.wait(0.005)
 
     thread = threading.Thread(target=kill)
