@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -59,6 +60,13 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 def _interruptible() -> None:
     """Ctrl-C means here, and in processes started here, what it means in a terminal; xdist's processes ignore it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def _torch_draws_alike() -> None:
+    """Begin torch's own generator anew: what a test draws must not depend on those that this process did before."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
 
 
 @pytest.fixture(scope="session")

@@ -21,8 +21,13 @@ from cellray.vocabulary import GeneVocabulary
 CPU = torch.device("cpu")
 
 
+def tokens_of(low: int, high: int, rows: int, length: int) -> torch.Tensor:
+    """Return token ids drawn from low to high - 1, the same ones whatever tests ran before."""
+    return torch.randint(low, high, (rows, length), generator=torch.Generator().manual_seed(0))
+
+
 def test_masking_has_the_stated_shares_and_spares_special_tokens(vocabulary_v2: GeneVocabulary) -> None:
-    tokens_nl = torch.randint(4, 34, (2000, 102))
+    tokens_nl = tokens_of(4, 34, 2000, 102)
     tokens_nl[:, 0], tokens_nl[:, -1] = 2, 0
     batch = GeneMasker(vocabulary_v2, 0.15, CPU)(tokens_nl, step_generator(0, 0, 0, CPU))
     chosen = batch.labels_nl != NOT_MASKED
@@ -40,7 +45,7 @@ def test_masking_has_the_stated_shares_and_spares_special_tokens(vocabulary_v2: 
 
 
 def test_masks_depend_on_seed_step_and_rank_alone(vocabulary: GeneVocabulary) -> None:
-    masker, tokens_nl = GeneMasker(vocabulary, 0.5, CPU), torch.randint(2, 32, (4, 16))
+    masker, tokens_nl = GeneMasker(vocabulary, 0.5, CPU), tokens_of(2, 32, 4, 16)
 
     def masks(seed: int, step: int, rank: int) -> list[list[int]]:
         return masker(tokens_nl, step_generator(seed, step, rank, CPU)).input_ids_nl.tolist()  # type: ignore[no-any-return]
@@ -50,11 +55,11 @@ def test_masks_depend_on_seed_step_and_rank_alone(vocabulary: GeneVocabulary) ->
 
 
 def test_held_out_masks_depend_on_the_cell_alone(vocabulary: GeneVocabulary) -> None:
-    masker, tokens_nl = GeneMasker(vocabulary, 0.15, CPU), torch.randint(2, 32, (3000, 50))
+    masker, tokens_nl = GeneMasker(vocabulary, 0.15, CPU), tokens_of(2, 32, 3000, 50)
     tokens_nl[::3, 30:] = 0
     cells_n = torch.arange(3000)
     whole = masker.by_cell(tokens_nl, cells_n, 5)
-    order = torch.randperm(3000)
+    order = torch.randperm(3000, generator=torch.Generator().manual_seed(0))
     again = masker.by_cell(tokens_nl[order], cells_n[order], 5)
     assert torch.equal(again.labels_nl, whole.labels_nl[order])
     assert torch.equal(again.input_ids_nl, whole.input_ids_nl[order])
