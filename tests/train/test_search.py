@@ -3,10 +3,12 @@
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing, suppress
 from pathlib import Path
 
 import numpy as np
@@ -77,14 +79,34 @@ def command_of(config: SearchConfig) -> list[str]:
 
 
 def trials_of(config: SearchConfig) -> list[optuna.trial.FrozenTrial]:
-    database = Path(f"{config.output}.search/study.db")
-    if not database.exists():
-        return []
-    kept = StudyPlace("any", f"sqlite:///{database}").open_storage()  # its tables may be made this moment
+    kept = StudyPlace("any", f"sqlite:///{config.output}.search/study.db").open_storage()
     trials = [trial for study in kept.get_all_studies() for trial in kept.get_all_trials(study._study_id)]
     kept.remove_session()
     kept.engine.dispose()
     return trials
+
+
+def under_way(config: SearchConfig) -> bool:
+    """Tell whether a trial has ended and one is running; not where the database is being made or written just now."""
+    states: set[str] = set()
+    with (
+        suppress(sqlite3.OperationalError),
+        closing(sqlite3.connect(f"file:{config.output}.search/study.db?mode=ro", uri=True, timeout=1)) as database,
+    ):
+        states = {state for (state,) in database.execute("SELECT state FROM trials")}
+    return "RUNNING" in states and bool(ENDS & states)
+
+
+def held(process: subprocess.Popen[bytes], config: SearchConfig) -> bool:
+    """Stop a search while it is under way: its last trial may end before it can be killed. Else it goes on."""
+    if not under_way(config):
+        return False
+    os.killpg(process.pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+    if under_way(config):
+        return True
+    os.killpg(process.pid, signal.SIGCONT)
+    return False
 
 
 def cut_off(config: SearchConfig, folder: Path) -> list[optuna.trial.FrozenTrial]:
@@ -100,10 +122,11 @@ def cut_off(config: SearchConfig, folder: Path) -> list[optuna.trial.FrozenTrial
         try:
             for _ in range(1000):
                 assert process.poll() is None, (folder / "log").read_text()
-                states = [trial.state.name for trial in trials_of(config)]
-                if "RUNNING" in states and ENDS & set(states):
+                if held(process, config):
                     break
                 time.sleep(0.2)
+            else:
+                raise AssertionError((folder / "log").read_text())
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)  # its own session; its actors follow
