@@ -92,6 +92,7 @@ class FaultyProxy:
         self.requests: Counter[str] = Counter()
         self.injected: Counter[str] = Counter()
         self._rng, self._lock = random.Random(seed), threading.Lock()  # noqa: S311  # no secret
+        self.closed = threading.Event()
         self._server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"proxy": self}))
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
@@ -101,6 +102,7 @@ class FaultyProxy:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self.closed.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -263,9 +265,11 @@ def _short(handler: _Handler, body: bytes) -> None:
 
 
 def _stall(handler: _Handler, body: bytes) -> None:
-    """Be slow, then answer."""
-    time.sleep(handler.proxy.stall_s)
+    """Be slow, then answer; who leaves the proxy meanwhile must not find the request done later, in another test."""
+    if handler.proxy.closed.wait(handler.proxy.stall_s):
+        return handler.hang_up()
     handler.send(*handler.forward(body))
+    return None
 
 
 FAULTS: dict[str, Callable[[Any, bytes], None]] = {

@@ -5,10 +5,11 @@ import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from cellray import storage
+from cellray import exclusive, storage
 from cellray.errors import InputError
 
 
@@ -125,7 +126,7 @@ def test_a_writer_killed_at_its_claim_is_replaced(tmp_path: Path, monkeypatch: p
         if len(waited) == 3:
             target.write_bytes(b"the other's")
 
-    monkeypatch.setattr("time.sleep", sleep)
+    monkeypatch.setattr(exclusive, "time", SimpleNamespace(sleep=sleep))  # other threads sleep on
     with pytest.raises(FileExistsError):
         storage.publish_once(str(target), b"mine")
     assert target.read_bytes() == b"the other's"

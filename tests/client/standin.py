@@ -249,8 +249,11 @@ def standin(**tls: str) -> Iterator[Standin]:
         )
         thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
         thread.start()
-        while not server.started:
-            time.sleep(0.01)
-        yield state
-        server.should_exit = True
-        thread.join(10)
+        try:
+            while not server.started:
+                assert thread.is_alive()
+                time.sleep(0.01)
+            yield state
+        finally:
+            server.should_exit = True
+            thread.join(60)  # before its socket is closed

@@ -423,7 +423,7 @@ def test_an_interrupt_cancels_the_job(server: Standin, cells: anndata.AnnData) -
 def test_a_script_that_closes_nothing_ends(server: Standin) -> None:
     code = f"from cellray.client import Client; c = Client({server.url!r}); print(len(c.models()))"
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=150, check=False
     )
     assert (done.stdout, done.stderr, done.returncode) == ("1\n", "", 0)
 

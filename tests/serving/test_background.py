@@ -87,6 +87,12 @@ async def ended(jobs: Jobs, job: str) -> str:
     return (await jobs.status(job, "me")).state
 
 
+async def begun(jobs: Jobs, job: str, owner: str) -> None:
+    """Wait until a job has its turn: some rounds of the loop after the one before is over."""
+    while (await jobs.status(job, owner)).state == "queued":
+        await asyncio.sleep(0.001)
+
+
 def test_the_strongest_of_all_pieces_are_kept() -> None:
     async def ask() -> None:
         jobs = jobs_of(measured)
@@ -138,7 +144,7 @@ def test_one_after_the_other_as_many_as_may_wait() -> None:
     async def ask() -> None:
         jobs = jobs_of(slow, jobs_waiting=2)
         first, second = [(await jobs.submit(plan_of(1, 1), "me")).id for _ in range(2)]
-        await asyncio.sleep(0.01)
+        await begun(jobs, first, "me")
         assert [(await jobs.status(job, "me")).state for job in (first, second)] == ["running", "queued"]
         with pytest.raises(HttpError) as refused:
             await jobs.submit(plan_of(1, 1), "me")
@@ -165,7 +171,7 @@ def test_one_owner_cannot_take_all_places() -> None:
             await jobs.submit(plan_of(1, 1), "she")
         await jobs.cancel(mine[0], "me")
         await jobs.submit(plan_of(1, 1), "me")
-        await asyncio.sleep(0.01)
+        await begun(jobs, mine[1], "me")
         told = await jobs.beat("p", InFlight(2, draining=True))
         assert told["jobs"] == {"queued": 2, "running": 1, "done": 0, "failed": 0, "cancelled": 1}
         assert not told["draining"]

@@ -32,7 +32,7 @@ class Recorder:
 
     def __call__(self, rows: TokenRows) -> list[tuple[int, int]]:
         self.begun.set()
-        self.gate.wait(20)
+        self.gate.wait(120)
         time.sleep(self.seconds)
         made = [(int(rows.input_ids[o]), int(n)) for o, n in zip(rows.offsets, rows.lengths, strict=False)]
         self.batches.append(made)
@@ -152,7 +152,7 @@ def test_rows_overtake_long_work_and_do_not_starve_it(batcher: Batcher) -> None:
     def steps() -> Iterator[int]:
         for i in range(4):
             begun.set()
-            gate.wait(20)
+            gate.wait(120)
             seen.append(len(record.batches))
             yield i
 
@@ -177,7 +177,7 @@ def test_more_urgent_steps_go_first(batcher: Batcher) -> None:
     def steps(name: str) -> Iterator[None]:
         for _ in range(3):
             begun.set()
-            gate.wait(20)
+            gate.wait(120)
             order.append(name)
             yield
 
@@ -200,7 +200,7 @@ def test_urgent_steps_without_end_leave_a_turn_to_others(batcher: Batcher) -> No
 
     def steps(name: str, number: int) -> Iterator[None]:
         for _ in range(number):
-            gate.wait(20)
+            gate.wait(120)
             order.append(name)
             yield
 
@@ -242,7 +242,7 @@ def test_cancelled_steps_stop(batcher: Batcher) -> None:
         for i in range(1000):
             made.append(i)
             if i == 2:
-                gate.wait(20)
+                gate.wait(120)
             yield i
 
     async def ask() -> None:

@@ -69,11 +69,11 @@ def name_of(error: object) -> str:
 def test_what_is_the_replicas_is_asked_once_more(error: Exception) -> None:
     retried: list[int] = []
     call, _ = failing(error)
-    assert asyncio.run(ask(call, 5, lambda: retried.append(1))) == "answered"
+    assert asyncio.run(ask(call, 60, lambda: retried.append(1))) == "answered"
     assert retried == [1]
     wrapped, raised = failing(RayTaskError("f", "traceback", error), RayTaskError("f", "traceback", error))
     with pytest.raises(type(error)):
-        asyncio.run(ask(wrapped, 5))
+        asyncio.run(ask(wrapped, 60))
     assert len(raised) == 2
 
 
@@ -81,7 +81,7 @@ def test_what_is_the_replicas_is_asked_once_more(error: Exception) -> None:
 def test_what_is_the_askers_is_not(error: Exception) -> None:
     call, raised = failing(error)
     with pytest.raises(type(error)):
-        asyncio.run(ask(call, 5))
+        asyncio.run(ask(call, 60))
     assert len(raised) == 1
 
 
@@ -133,10 +133,10 @@ def test_an_answer_that_serve_cancels_is_asked_once_more() -> None:
         raise asyncio.CancelledError
 
     call, raised = failing(TaskCancelledError())
-    assert asyncio.run(ask(call, 5)) == "answered"
+    assert asyncio.run(ask(call, 60)) == "answered"
     assert len(raised) == 1
     with pytest.raises(TaskCancelledError):
-        asyncio.run(ask(lambda: Response(cancelled()), 5))
+        asyncio.run(ask(lambda: Response(cancelled()), 60))
 
 
 def test_who_is_cancelled_stays_so() -> None:

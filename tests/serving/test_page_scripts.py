@@ -21,7 +21,7 @@ def shown(name: str, imported: str, code: str, given: Any) -> Any:  # noqa: ANN4
     )
     assert f"function {imported}(" in script
     done = subprocess.run(
-        ["node", "--input-type=module"], input=script, capture_output=True, text=True, timeout=60, check=False
+        ["node", "--input-type=module"], input=script, capture_output=True, text=True, timeout=150, check=False
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

@@ -170,7 +170,7 @@ def test_a_replica_that_computes_nothing_but_errors_is_ill(
         assert (await ill.embed(table, "cell", -1)).tokens > 0
         await ill.check_health()
         monkeypatch.setattr(ill._batcher, "_turn_began", time.monotonic() - 61)
-        with pytest.raises(RuntimeError, match="has not ended for 61 s"):
+        with pytest.raises(RuntimeError, match=r"has not ended for 6\d s"):
             await ill.check_health()
 
     asyncio.run(ask())

@@ -73,7 +73,7 @@ def run(replicas: Replicas, plan: ScreenPlan, **options: int) -> tuple[Tabled, W
         await asyncio.sleep(0)
 
     work = Work(plan, replicas, ModelOptions(uri="m", **options), Limits(), pause)  # type: ignore[arg-type]
-    return asyncio.run(asyncio.wait_for(work.run(), 20)), work, pauses
+    return asyncio.run(asyncio.wait_for(work.run(), 120)), work, pauses
 
 
 def numbers(found: Tabled) -> list[int]:

@@ -7,7 +7,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -50,16 +50,17 @@ def serving(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
         _await_answer(f"http://127.0.0.1:{port}/health", process, folder / "server.log")
         yield process
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, 9)  # its own session: the server and its workers
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, 9)  # its own session: the server and its workers, though one of them may have ended
         process.wait()
 
 
 def _await_answer(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    for _ in range(600):
+    until = time.monotonic() + 180
+    while time.monotonic() < until:
         assert process.poll() is None, log.read_text()
         try:
-            with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310
+            with urllib.request.urlopen(url, timeout=30) as answer:  # noqa: S310
                 assert answer.status == 200
                 return
         except OSError:

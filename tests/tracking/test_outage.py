@@ -9,6 +9,7 @@ from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from mlflow import MlflowClient
@@ -108,7 +109,7 @@ def test_an_unreachable_server_is_one_error_after_two_attempts(
         looked_up.clear()
         with pytest.raises(InputError, match=rf"MLflow at .*: the tracking server must answer; found .*({found})"):
             start_run(uri, "tests", "run", {}, {})
-        assert len(looked_up) <= 2, uri
+        assert looked_up.count(urlsplit(uri).hostname or "") <= 2, uri  # other threads look for other hosts
     assert connections(listener) == 2
     assert not [name for name in os.environ if name.startswith("MLFLOW_HTTP_REQUEST")]
 
