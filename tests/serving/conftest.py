@@ -130,11 +130,18 @@ class serving:  # noqa: N801  # a context manager, used as a function
 
 
 def await_ready(url: str, seconds: float = 120) -> None:
-    for _ in range(int(seconds * 10)):
-        if httpx2.get(f"{url}/readyz", timeout=30).status_code == 200:
-            return
+    told, until = "", time.monotonic() + seconds
+    while time.monotonic() < until:
+        try:
+            answer = httpx2.get(f"{url}/readyz", timeout=30)
+        except httpx2.TransportError as error:  # who speaks HTTP may still begin to listen
+            told = repr(error)
+        else:
+            if answer.status_code == 200:
+                return
+            told = answer.text
         time.sleep(0.1)
-    raise AssertionError(httpx2.get(f"{url}/readyz").text)
+    raise AssertionError(told)
 
 
 @pytest.fixture(scope="session")
